@@ -1,3 +1,78 @@
-"""Batchscope: what batch size does to your own training run, measured with error bars."""
+"""Batchscope: what batch size does to your own training run, measured with error bars.
+
+    import batchscope as bs
+    result = bs.study("digits")
+
+The public names, grouped by the question they answer; each is loaded on first use, so `import batchscope` is quick
+and the parts that read a store work without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from batchscope.errors import BatchscopeError, CannotAnswer, StoreError, TaskError, UnsupportedTask, UsageError
+    from batchscope.records import Goal, Measured, StudyResult
+    from batchscope.references import cite
+    from batchscope.store.sqlite import open_store
+    from batchscope.task import Task, load_task
+    from batchscope.verbs.report import write_report
+    from batchscope.verbs.study import study
+
+_HOME = {
+    # what is trained
+    "Task": "batchscope.task",
+    "Goal": "batchscope.records",
+    "load_task": "batchscope.task",
+    # what is asked
+    "study": "batchscope.verbs.study",
+    "write_report": "batchscope.verbs.report",
+    # what is answered
+    "StudyResult": "batchscope.records",
+    "Measured": "batchscope.records",
+    "cite": "batchscope.references",
+    # where it is kept
+    "open_store": "batchscope.store.sqlite",
+    # what can go wrong
+    "BatchscopeError": "batchscope.errors",
+    "UsageError": "batchscope.errors",
+    "TaskError": "batchscope.errors",
+    "UnsupportedTask": "batchscope.errors",
+    "StoreError": "batchscope.errors",
+    "CannotAnswer": "batchscope.errors",
+}
+
+__all__ = [
+    "BatchscopeError",
+    "CannotAnswer",
+    "Goal",
+    "Measured",
+    "StoreError",
+    "StudyResult",
+    "Task",
+    "TaskError",
+    "UnsupportedTask",
+    "UsageError",
+    "cite",
+    "load_task",
+    "open_store",
+    "study",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name where it lives, once."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'batchscope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

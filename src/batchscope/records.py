@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OUTCOMES = ("reached", "not_reached", "diverged", "failed")
-ENDINGS = ("goal", "patience", "budget", "divergence", "failure")
+ENDINGS = ("goal", "patience", "cap", "budget", "divergence", "failure")
 POLICIES = ("held", "tuned")
 
 
@@ -60,7 +60,7 @@ class Goal:
         bounds = [b for b in (self.at_most, self.at_least) if b is not None]
         if len(bounds) != 1 or not isinstance(bounds[0], (int, float)) or not math.isfinite(bounds[0]):
             raise ValueError(
-                f'a Goal needs exactly one finite bound, got at_most={self.at_most!r}, at_least={self.at_least!r}: '
+                f"a Goal needs exactly one finite bound, got at_most={self.at_most!r}, at_least={self.at_least!r}: "
                 'write Goal("loss", at_most=0.3) or Goal("accuracy", at_least=0.9)'
             )
 
@@ -113,10 +113,11 @@ class Arm:
 class StopRule:
     """When a trial ends. Everything is counted in examples or epochs, never in seconds."""
 
-    budget_examples: int  # the trial ends at the first step boundary at or past this
+    budget_examples: int  # the trial ends at the first step boundary at or past this; schedules follow it
     cadence_examples: int  # evaluations at the first step boundary at or past each multiple of this
     patience_epochs: float | None = None  # epochs without a lower validation loss (minimum improvement 0)
     goal: Goal | None = None  # end once this goal is crossed (it held at three evaluations running)
+    cap_examples: int | None = None  # end here, schedule unchanged: past it a search trial can no longer win
 
 
 @dataclass(frozen=True)
@@ -346,6 +347,15 @@ def to_plain(record: Any) -> Any:
     if isinstance(record, (list, tuple)):
         return [to_plain(v) for v in record]
     return record
+
+
+def json_safe(value: Any) -> Any:
+    """Plain data with every nan and inf as null."""
+    if isinstance(value, dict):
+        return {k: json_safe(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [json_safe(v) for v in value]
+    return finite(value)
 
 
 def from_plain(kind: Any, value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What follows from the records? Plain numbers: numpy and scipy, never torch."""

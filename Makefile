@@ -1,0 +1,49 @@
+# Two commands that work on a fresh machine with Python >= 3.11: make study, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup setup-dev study test check prove bench docs wheel clean
+
+setup: .venv/.run            ## what the main job needs
+setup-dev: .venv/.dev        ## and what tests and checks need
+
+.venv/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e ".[report,data]"
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e ".[dev]"
+	touch $@ .venv/.run
+
+study: setup                 ## the main job on the embedded digits task
+	mkdir -p study
+	$(BIN)/batchscope study digits --store study/batchscope.db
+
+test: setup-dev              ## every test, under ten minutes on two cores
+	$(BIN)/python -m pytest
+
+check: setup-dev             ## lint, format, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check src
+	$(BIN)/python -m pytest tests/test_house.py
+
+bench: setup-dev             ## comparisons as ratios, with the environment they ran in
+	$(PIP) -e ".[bench]"
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/law_coverage.py
+
+prove: setup-dev             ## what is too long for the tests; resumable; results under benchmarks/results/
+	$(BIN)/python benchmarks/prove.py
+
+docs:                        ## the docs are plain Markdown: nothing to build yet
+	@ls docs
+
+wheel: setup-dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist build study

@@ -1,0 +1,88 @@
+"""What is going on? A live view on a terminal, one plain line per finished trial elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from batchscope.records import TrialSpec
+
+REFRESH_PER_SECOND = 4  # more would take the cores from the trials
+
+
+class Progress:
+    """A listener for verbs: call it with (kind, details)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(
+            console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, get_renderable=self._view
+        )
+        self.phase, self.total, self.done, self.stored = "checking the task", 0, 0, 0
+        self.running: dict[int, str] = {}
+        self.started = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def __call__(self, kind: str, details: dict[str, Any]) -> None:
+        """Take in one event."""
+        if kind == "phase":
+            self.phase = " + ".join(
+                f"{role} ({count})" if count > 1 else role for role, count in details["roles"].items()
+            )
+            self.total, self.done, self.stored = details["trials"], 0, 0
+            self._line(f"{self.phase} ...")
+        elif kind == "note":
+            self.console.print(Text(f"note: {details['text']}"), soft_wrap=True)
+        elif kind == "line":
+            self.running[details["trial"]] = (
+                f"{_arm(details['spec'])}: {details['examples']:,} examples, validation loss {details['loss']:.4g}"
+            )
+        elif kind == "started":
+            self.running[details["trial"]] = f"{_arm(details['spec'])}: starting"
+        elif kind in ("finished", "stored", "died"):
+            self._ended(kind, details)
+
+    def _ended(self, kind: str, details: dict[str, Any]) -> None:
+        self.running.pop(details["trial"], None)
+        if kind == "died":
+            self.console.print(Text(f"note: {_arm(details['spec'])}: {details['reason']}"), soft_wrap=True)
+            return
+        self.done += 1
+        if kind == "finished":
+            result = details["result"]
+            self._line(
+                f"  {self.done}/{self.total} {_arm(details['spec'])}: {result.outcome.replace('_', ' ')} ({result.ended_by}) after {result.examples:,} examples"
+            )
+        else:
+            self.stored += 1
+
+    def _line(self, text: str) -> None:
+        """A plain line, only where there is no live view."""
+        if not self.console.is_terminal:
+            self.console.print(Text(text), soft_wrap=True)
+
+    def _view(self) -> Text:
+        head = f"{time.monotonic() - self.started:5.0f} s  {self.phase}"
+        if self.total:
+            head += f": {self.done} of {self.total} trials done" + (
+                f", {self.stored} of them stored before" if self.stored else ""
+            )
+        return Text(
+            "\n".join([head, *(f"        {text}" for text in self.running.values())]), overflow="ellipsis", no_wrap=True
+        )
+
+
+def _arm(spec: TrialSpec) -> str:
+    return f"B={spec.arm.batch_size} lr={spec.arm.learning_rate:.4g} seed {spec.seed}"

@@ -1,0 +1,26 @@
+"""`batchscope report STUDY`: one self-contained HTML page, from the store alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchscope.cli import options
+
+
+def command(
+    study: Annotated[str, typer.Argument(help="A study's id, or the beginning of one (see: batchscope list).")],
+    store: options.Store = "batchscope.db",
+    report: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where to write it [default: beside the store].")
+    ] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draw a study's HTML page again; needs no torch and runs nothing."""
+    from batchscope.verbs.report import write_report
+
+    path = write_report(study, store=store, path=Path(report) if report else None)
+    options.print_json({"report": str(path)}) if as_json else print(path)

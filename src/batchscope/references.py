@@ -1,0 +1,141 @@
+"""Which papers do the numbers rest on?
+
+One key per paper, as `cite` prints it. arXiv numbers are given where the paper has one; the blog of 2020 and Holm's
+article have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from batchscope.records import Claim, Evaluation, LawFit, Measured, Row, StudyResult
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One source: `cite` prints it on one line."""
+
+    key: str
+    authors: str
+    year: int
+    title: str
+    arxiv: str | None = None
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = f"arXiv:{self.arxiv}" if self.arxiv else self.where
+        return f"{self.authors} ({self.year}). {self.title}. {place}"
+
+
+_ALL = (
+    Reference(
+        "keskar2016",
+        "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang",
+        2016,
+        "On Large-Batch Training for Deep Learning: Generalization Gap and Sharp Minima",
+        "1609.04836",
+    ),
+    Reference(
+        "mccandlish2018",
+        "McCandlish, Kaplan, Amodei, OpenAI Dota Team",
+        2018,
+        "An Empirical Model of Large-Batch Training",
+        "1812.06162",
+    ),
+    Reference(
+        "shallue2019",
+        "Shallue, Lee, Antognini, Sohl-Dickstein, Frostig, Dahl",
+        2019,
+        "Measuring the Effects of Data Parallelism on Neural Network Training",
+        "1811.03600",
+    ),
+    Reference(
+        "zhang2024",
+        "Zhang, Morwani, Vyas, Wu, Zou, Ghai, Foster, Kakade",
+        2024,
+        "How Does Critical Batch Size Scale in Pre-training?",
+        "2410.21676",
+    ),
+    Reference(
+        "goyal2017",
+        "Goyal, Dollár, Girshick, Noordhuis, Wesolowski, Kyrola, Tulloch, Jia, He",
+        2017,
+        "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour",
+        "1706.02677",
+    ),
+    Reference(
+        "smith2018",
+        "Smith, Kindermans, Ying, Le",
+        2018,
+        "Don't Decay the Learning Rate, Increase the Batch Size",
+        "1711.00489",
+    ),
+    Reference(
+        "hoffer2017",
+        "Hoffer, Hubara, Soudry",
+        2017,
+        "Train longer, generalize better: closing the generalization gap in large batch training of neural networks",
+        "1705.08741",
+    ),
+    Reference(
+        "holm1979",
+        "Holm",
+        1979,
+        "A Simple Sequentially Rejective Multiple Test Procedure",
+        where="Scandinavian Journal of Statistics 6(2), 65-70",
+    ),
+    Reference(
+        "schmee1979",
+        "Schmee, Hahn",
+        1979,
+        "A Simple Method for Regression Analysis with Censored Data",
+        where="Technometrics 21(4), 417-432",
+    ),
+    Reference(
+        "zou2008",
+        "Zou, Donner",
+        2008,
+        "Construction of confidence limits about effect measures: A general approach",
+        where="Statistics in Medicine 27(10), 1693-1702",
+    ),
+    Reference(
+        "chang2020",
+        "Chang, Pathak",
+        2020,
+        "Effect of Batch Size on Neural Net Training",
+        where="Medium, 25 May 2020",
+    ),
+)
+REFERENCES: dict[str, Reference] = {r.key: r for r in _ALL}
+
+_CLAIM_KEYS = {
+    1: ("chang2020",),
+    2: ("keskar2016", "chang2020"),
+    3: ("chang2020",),
+    4: ("chang2020",),
+    5: ("chang2020",),
+    6: ("keskar2016", "hoffer2017", "chang2020"),
+    7: ("shallue2019", "goyal2017", "hoffer2017"),
+}
+
+
+def keys(record: Any) -> tuple[str, ...]:
+    """The keys of the papers that a record's numbers rest on; empty where they rest on nobody's paper."""
+    if isinstance(record, LawFit):
+        return ("mccandlish2018",)
+    if isinstance(record, Claim):
+        return (*_CLAIM_KEYS[record.number], "holm1979")
+    if isinstance(record, Row):
+        return ("schmee1979",) if record.reached < record.seeds else ()
+    if isinstance(record, StudyResult):
+        parts = (record.law, *record.claims, *record.rows)
+        return tuple(dict.fromkeys(key for part in parts for key in keys(part)))
+    if isinstance(record, (Measured, Evaluation)):
+        return ()
+    raise TypeError(f"expected a record of an answer, got {type(record).__name__}: cite a LawFit, Claim, Row or study")
+
+
+def cite(record: Any) -> str:
+    """What a record's numbers rest on, one source a line."""
+    return "\n".join(str(REFERENCES[key]) for key in keys(record))

@@ -1,0 +1,221 @@
+"""How does a study become one page that opens anywhere, offline?
+
+One file: the template's structure, its style, Vega's code once, the charts as JSON. Nothing is fetched: the page's own
+content policy forbids it. Every text is escaped by jinja2; JSON inside the page has `<` written as \\u003c, so that no
+text of a task can close a script element.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batchscope.errors import CannotAnswer
+from batchscope.records import Row, StudyData, StudyResult
+from batchscope.references import cite
+from batchscope.report import words
+from batchscope.report.charts import Panel, compare, draw, line_values
+from batchscope.report.figures import Figures, figures_of
+from batchscope.report.style import colours, needed
+
+DASH = "\u2060–\u2060"  # an en dash between the ends of an interval, which no line breaks at
+TEMPLATES = Path(__file__).parent / "templates"
+MARKS = (
+    "Pale marks are seeds, bars 95 % intervals; a triangle is a bound (the true value is larger), a cross a trial that "
+    "diverged."
+)
+
+
+class Figure(NamedTuple):
+    """A numbered figure: heading, panels side by side, and whether its colours are batch sizes (and need a legend)."""
+
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    by_colour: bool = False
+
+
+class Column(NamedTuple):
+    """A measured column of the table: heading, unit, field of `Row`."""
+
+    title: str
+    unit: str
+    field: str
+
+
+COLUMNS = (
+    Column("epochs to converge", "", "epochs_to_converge"),
+    Column("steps to goal", "", "steps_to_goal"),
+    Column("examples to goal", "", "examples_to_goal"),
+    Column("seconds per epoch", "", "seconds_per_epoch"),
+    Column("seconds to converge", "", "seconds_to_converge"),
+    Column("seconds to goal", "", "seconds_to_goal"),
+    Column("lowest validation loss", "", "min_validation_loss"),
+    Column("train loss", "", "train_loss"),
+    Column("generalisation gap", "", "generalization_gap"),
+    Column("error gap", "", "error_gap"),
+    Column("distance from initial weights", "", "distance_from_init"),
+)
+
+
+def write_report(result: StudyResult, data: StudyData, path: str | os.PathLike[str]) -> Path:
+    """Write the study's page to `path`, whole or not at all; returns the path.
+
+    Raises CannotAnswer where the extra `report` is not installed or the file cannot be written.
+    """
+    target = Path(path)
+    page = page_of(result, data)
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=".report-", suffix=".html", delete=False
+        ) as file:
+            scratch = Path(file.name)
+            file.write(page)
+        scratch.chmod(0o666 & ~current_umask())
+        os.replace(scratch, target)
+    except OSError as error:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+        reason = error.strerror or type(error).__name__
+        raise CannotAnswer(
+            f"the HTML report could not be written to {words.plain(target)} ({reason}): name a file in a folder that "
+            "exists and can be written to"
+        ) from error
+    return target
+
+
+def current_umask() -> int:
+    """The process's umask: temporary files are made private, a report is an ordinary file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def page_of(result: StudyResult, data: StudyData) -> str:
+    """The page's text."""
+    jinja2, bundle = needed("jinja2"), needed("vl_convert").javascript_bundle()
+    numbers = figures_of(result, data)
+    figures = list_figures(numbers, result)
+    panels = [p for f in figures for p in f.panels]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    safe = needed("markupsafe").Markup
+    environment.filters.update(number=words.number, count=words.count, plain=words.plain, sentence=words.sentence)
+    environment.filters.update(duration=words.seconds, interval=lambda m: words.interval(m, DASH).strip())
+    environment.filters.update(measured=lambda m, unit="": words.measured(m, unit, DASH))
+    return environment.get_template("study.html.j2").render(
+        result=result,
+        settings=result.settings,
+        data=data,
+        figures=figures,
+        columns=columns_of(result.rows),
+        groups=by_policy(result.rows),
+        claims=by_number(result),
+        found=found_sentences(result),
+        methods=interval_methods(result.rows),
+        references=references_of(result),
+        test_names=test_names(result.rows),
+        palette=colours(data.settings.batch_sizes),
+        goal=words.goal_of(result.goal),
+        law=words.law_sentences(result.law, dash=DASH),
+        bundle=safe(bundle.replace("</script", "<\\/script")),
+        panels=safe(json_for_page([p.spec for p in panels])),
+        lines=safe(json_for_page(line_values(numbers.lines))),
+    )
+
+
+def json_for_page(value: Any) -> str:
+    """JSON that is safe inside a script element: no `<` survives, nor a line separator that old engines trip over."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def list_figures(numbers: Figures, result: StudyResult) -> list[Figure]:
+    """The figures in reading order, those without anything to draw left out."""
+    sizes = result.settings.batch_sizes
+    traces = "One line per trial (seed), coloured by batch size; pick a batch size to follow it through all figures."
+    timed = "Seconds are epochs times the seconds per epoch of the timing pass, measured alone on the machine."
+    law = (
+        f"The line is the fitted law S(B) = S_min (1 + B_crit / B), tuned policy, over the range that was run. {MARKS}"
+    )
+
+    def traced(title: str, caption: str, x: str, y: str, words_x: str, words_y: str) -> Figure:
+        return Figure(title, caption, draw(numbers.lines, sizes, x, y, (words_x, words_y)), by_colour=True)
+
+    def compared(title: str, caption: str, *panels: tuple[str, str, str]) -> Figure:
+        drawn = [compare(getattr(numbers, q), axis, unit) for q, axis, unit in panels if getattr(numbers, q).estimates]
+        return Figure(title, caption, tuple(drawn))
+
+    figures = [
+        traced("Training loss by epoch", traces, "epoch", "train_loss", "epoch", "training loss"),
+        traced("Training loss by second", f"{traces} {timed}", "seconds", "train_loss", "seconds", "training loss"),
+        traced("Validation loss by epoch", traces, "epoch", "validation_loss", "epoch", "validation loss"),
+        compared("Lowest validation loss", MARKS, ("min_validation_loss", "lowest validation loss", "")),
+        compared(
+            "Seconds per epoch",
+            "Measured alone, sizes interleaved, after warm-up. Pale marks are rounds, bars 95 % intervals.",
+            ("seconds_per_epoch", "seconds per epoch", "seconds"),
+        ),
+        compared(
+            "Steps and examples to the goal",
+            law,
+            ("steps_to_goal", "steps to goal", "steps"),
+            ("examples_to_goal", "examples to goal", "examples"),
+        ),
+        compared(
+            "Total time",
+            f"Epochs times seconds per epoch. {MARKS}",
+            ("seconds_to_converge", "seconds to converge", "seconds"),
+            ("seconds_to_goal", "seconds to goal", "seconds"),
+        ),
+    ]
+    return [f for f in figures if f.panels]
+
+
+def columns_of(rows: tuple[Row, ...]) -> list[Column]:
+    """The table's measured columns; the error gap only where the task has an accuracy."""
+    return [c for c in COLUMNS if c.field != "error_gap" or any(r.error_gap is not None for r in rows)]
+
+
+def by_policy(rows: tuple[Row, ...]) -> dict[str, list[Row]]:
+    """The rows of each policy, by batch size."""
+    ordered = sorted(rows, key=lambda r: r.batch_size)
+    return {p: [r for r in ordered if r.policy == p] for p in dict.fromkeys(r.policy for r in rows)}
+
+
+def by_number(result: StudyResult) -> dict[int, list[Any]]:
+    """The claims by their number: one judgement per policy."""
+    return {n: [c for c in result.claims if c.number == n] for n in sorted({c.number for c in result.claims})}
+
+
+def test_names(rows: tuple[Row, ...]) -> list[str]:
+    """The names of the test-set figures, where the task has a test set."""
+    return list(dict.fromkeys(name for r in rows for name in (r.test or {})))
+
+
+def found_sentences(result: StudyResult) -> list[str]:
+    """The answer in two or three sentences: the law, the fastest, the claims."""
+    law = words.law_sentences(result.law, dash=DASH)
+    return [*law[:1], words.fastest_sentence(result, DASH), words.verdict_sentence(result)]
+
+
+def interval_methods(rows: tuple[Row, ...]) -> dict[str, list[str]]:
+    """How each column's intervals were made: method -> the columns that used it, in the table's order."""
+    methods: dict[str, list[str]] = {}
+    for column in COLUMNS:
+        title = f"{column.title} ({column.unit})" if column.unit else column.title
+        for row in rows:
+            m = getattr(row, column.field)
+            if m is not None and m.interval and title not in methods.setdefault(m.interval, []):
+                methods[m.interval].append(title)
+    return methods
+
+
+def references_of(result: StudyResult) -> list[str]:
+    """What the page's numbers rest on, one paper each."""
+    return cite(result).splitlines()

@@ -1,0 +1,46 @@
+"""Trials in the caller's own process, one at a time: for a `Task` object that no worker could import."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from batchscope.errors import BatchscopeError
+from batchscope.sweep.executors.base import Done, Event, Executor, Line, Refused
+from batchscope.sweep.jobs import Job, Workbench
+from batchscope.task import Task
+
+
+class InlineExecutor(Executor):
+    """One slot; a job runs inside `events`."""
+
+    slots = 1
+
+    def __init__(self, task: Task) -> None:
+        self._bench = Workbench(task)
+        self._job: Job | None = None
+        self._threads = torch.get_num_threads()
+
+    def start(self, job: Job) -> None:
+        """Remember the job; `events` does it."""
+        if self._job is not None:
+            raise RuntimeError("expected a free slot of 1, it is busy")
+        self._job = job
+
+    def events(self, timeout: float) -> list[Event]:
+        """Do the job, if there is one."""
+        if self._job is None:
+            time.sleep(timeout)
+            return []
+        job, self._job = self._job, None
+        lines: list[Event] = []
+        try:
+            result = self._bench.do(job, lambda line: lines.append(Line(job.id, line)))
+        except BatchscopeError as error:
+            return [Refused(job.id, type(error).__name__, str(error))]
+        return [*lines[-1:], Done(job.id, result)]
+
+    def close(self) -> None:
+        """Nothing runs between calls; the caller gets its thread count back."""
+        torch.set_num_threads(self._threads)

@@ -1,0 +1,133 @@
+"""Trials in worker processes on this machine: one process a slot, kept for many jobs, replaced when it dies."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
+from batchscope.sweep.jobs import Job, TaskReference
+
+CLOSE_SECONDS = 5.0  # a worker exits as soon as its input closes; after this it is killed
+
+
+class _Worker:
+    """One process, at most one job."""
+
+    def __init__(self, task: TaskReference, events: queue.Queue[Event]) -> None:
+        self.job: str | None = None
+        self._events, self._lock, self._ended = events, threading.Lock(), ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "batchscope.sweep.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        self._send(asdict(task))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def give(self, job: Job) -> None:
+        """Send a job; if the process has just died, say so at once (its listener is gone)."""
+        with self._lock:
+            if self._ended:
+                self._events.put(Died(job.id, self._ended))
+                return
+            self.job = job.id
+        self._send(asdict(job))
+
+    def _send(self, message: dict) -> None:
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+        except (BrokenPipeError, OSError):
+            pass  # it died: the listener reports that
+
+    def _listen(self) -> None:
+        for text in self.process.stdout:  # type: ignore[union-attr]
+            try:
+                message = json.loads(text)
+            except json.JSONDecodeError:  # cut off in mid-line by its death
+                break
+            job, content = message["job"], message["content"]
+            if message["kind"] == "line":
+                self._events.put(Line(job, content))
+                continue
+            self.job = None
+            refused = message["kind"] == "refused"
+            self._events.put(Refused(job, **content) if refused else Done(job, content))
+        how = _how(self.process.wait())
+        with self._lock:
+            self._ended, lost, self.job = how, self.job, None
+        if lost is not None:
+            self._events.put(Died(lost, how))
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        self.job = None
+        try:
+            self.process.stdin.close()  # type: ignore[union-attr]
+        except OSError:
+            pass
+
+
+class LocalExecutor(Executor):
+    """`slots` worker processes that load the same task."""
+
+    def __init__(self, task: TaskReference, slots: int) -> None:
+        self.slots, self._task = slots, task
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._workers: list[_Worker] = []
+
+    def start(self, job: Job) -> None:
+        """Give the job to an idle worker; start one where there is none."""
+        self._workers = [w for w in self._workers if w.alive]
+        idle = next((w for w in self._workers if w.job is None), None)
+        if idle is None:
+            if len(self._workers) >= self.slots:
+                raise RuntimeError(f"expected a free slot of {self.slots}, all are busy")
+            idle = _Worker(self._task, self._events)
+            self._workers.append(idle)
+        idle.give(job)
+
+    def events(self, timeout: float) -> list[Event]:
+        """See the base."""
+        found: list[Event] = []
+        try:
+            found.append(self._events.get(timeout=timeout))
+            while True:
+                found.append(self._events.get_nowait())
+        except queue.Empty:
+            return found
+
+    def close(self) -> None:
+        """Close every worker's input; kill the ones that do not exit on it."""
+        for worker in self._workers:
+            worker.end()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for worker in self._workers:
+            try:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._workers = []
+
+
+def _how(code: int) -> str:
+    """An exit status in words."""
+    if code >= 0:
+        return f"the worker process exited with status {code}"
+    name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
+    hint = " (often the system's memory killer)" if name == "SIGKILL" else ""
+    return f"the worker process was ended by {name}{hint}"

@@ -1,0 +1,51 @@
+"""The worker process: jobs in on standard input, results out on standard output, a JSON object a line.
+
+It dies with its parent: a thread reads the input, and when that ends (the parent closed it, or was killed) the process
+ends at once, in mid-step if need be. What the task prints goes to standard error, so that it cannot break the protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+from batchscope.errors import BatchscopeError
+
+
+def main() -> None:
+    """Serve jobs until the input ends."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read, args=(sys.stdin, jobs), daemon=True).start()
+    first = jobs.get()
+
+    def reply(kind: str, job: str, content: Any) -> None:
+        replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")
+
+    from batchscope.sweep.jobs import Job, TaskReference, Workbench  # torch: only once there is work
+
+    bench: Workbench | None = None
+    while True:
+        job = Job(**jobs.get())
+        try:
+            if bench is None:
+                bench = Workbench.from_reference(TaskReference(**first))
+            reply("done", job.id, bench.do(job, lambda line, job=job: reply("line", job.id, line)))
+        except BatchscopeError as error:
+            reply("refused", job.id, {"error": type(error).__name__, "sentence": str(error)})
+
+
+def _read(lines: TextIO, jobs: queue.Queue[dict[str, Any]]) -> None:
+    """Queue every line; end the process when there are no more."""
+    for line in lines:
+        jobs.put(json.loads(line))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""How does a half-done trial go on, bit for bit? A checkpoint holds all that the next step depends on.
+
+Model, optimiser, schedule, random generators, position in the data order, trace. The initial weights are not in it:
+they follow from the seed. Written to a temporary file and renamed, so that a kill leaves the old one or the new one;
+read with `weights_only=True`, so that a checkpoint cannot run code. A file that cannot be read, or belongs to another
+trial, counts as none: the trial starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batchscope.errors import StoreError
+from batchscope.records import Evaluation, TrialSpec, from_plain, to_plain
+from batchscope.training.seeding import rng_state, set_rng_state
+
+
+@dataclass
+class Position:
+    """How far a trial has come."""
+
+    step: int = 0
+    examples: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    trace: list[Evaluation] = field(default_factory=list)
+    best_state: dict[str, Any] | None = None  # weights at the lowest validation loss, kept only where they are needed
+
+
+class Checkpoint:
+    """One trial's checkpoint file, written at most every `seconds` (a clock that decides no result)."""
+
+    def __init__(self, path: str | Path, seconds: float = 10.0) -> None:
+        self.path, self.seconds = Path(path), seconds
+        self._written = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+        return time.monotonic() - self._written >= self.seconds
+
+    def save(self, spec: TrialSpec, position: Position, parts: dict[str, Any]) -> None:
+        """Write everything; `parts` are named objects with a `state_dict`."""
+        state = {
+            "key": spec.key(),
+            "position": [position.step, position.examples, position.epoch, position.batch],
+            "trace": json.dumps(to_plain(position.trace)),
+            "best_state": position.best_state,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "rng": rng_state(),
+        }
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, temporary)
+            os.replace(temporary, self.path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise StoreError(
+                f"expected to write a checkpoint at {self.path}, got {error}: free some space; finished trials are safe"
+            ) from error
+        self._written = time.monotonic()
+
+    def load(self, spec: TrialSpec, parts: dict[str, Any]) -> Position | None:
+        """Restore `parts` and the generators; None where there is no usable checkpoint of this trial."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+        if state.get("key") != spec.key():
+            return None
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        set_rng_state(state["rng"])
+        step, examples, epoch, batch = state["position"]
+        trace = [from_plain(Evaluation, line) for line in json.loads(state["trace"])]
+        return Position(step, examples, epoch, batch, trace, state["best_state"])
+
+    def remove(self) -> None:
+        """Delete the file: the trial is finished and stored."""
+        self.path.unlink(missing_ok=True)

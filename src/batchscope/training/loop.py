@@ -1,0 +1,193 @@
+"""How is one trial trained? The whole loop, top to bottom: the first file to read.
+
+    for every epoch:                            the order of examples follows from (seed, epoch) alone
+        for every batch cut from that order:    the last one may be short, and is kept
+            step                                zero, forward, backward, clip, step, schedule
+            at each multiple of the cadence     evaluate, perhaps checkpoint, perhaps stop
+
+Everything is counted in examples, so that trials at different batch sizes are evaluated and stopped alike. No
+decision reads a clock. The loss is looked at only at evaluations: looking is a synchronisation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from batchscope.errors import BatchscopeError
+from batchscope.records import Evaluation, Goal, StopRule, TrialResult, TrialSpec
+from batchscope.task import Task
+from batchscope.training.batches import FixedBatches, fixed_subset, make_source
+from batchscope.training.checkpoint import Checkpoint, Position
+from batchscope.training.device import is_out_of_memory
+from batchscope.training.seeding import seed_everything
+from batchscope.training.step import evaluate, make_step
+
+Crossed = Callable[[Sequence[Evaluation], Goal], bool]
+
+TRAIN_SUBSET = (
+    4096  # examples of the fixed subset on which the training loss is measured (at most the validation set's size)
+)
+DIVERGED_FACTOR = 10.0  # a training loss above this many times its initial value, at
+DIVERGED_EVALUATIONS = 3  # so many evaluations running, counts as diverged (both guesses; non-finite counts at once)
+
+
+class Evaluator:
+    """Validation set, fixed training subset and test set of a task, ready on the device; shared by its trials."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.task = task
+        self.valid = FixedBatches(task, task.valid, None, device)
+        wanted = min(task.train_size, self.valid.size, TRAIN_SUBSET)
+        self.train = FixedBatches(task, task.train, fixed_subset(task.train_size, wanted), device)
+        self.test = FixedBatches(task, task.test, None, device) if task.test is not None else None
+
+
+def train(
+    task: Task,
+    spec: TrialSpec,
+    *,
+    device: torch.device,
+    evaluator: Evaluator | None = None,
+    goal: Goal | None = None,
+    crossed: Crossed | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+) -> TrialResult:
+    """Train one trial to its end, from its checkpoint where there is one.
+
+    Args:
+        goal: what the outcome `reached` refers to; it ends the trial only where `spec.stop.goal` is set.
+        crossed: (trace, goal) -> bool, whether the goal was crossed for good; needed where there is a goal.
+        on_evaluation: called with every new line of the trace.
+
+    Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text.
+    """
+    started = time.monotonic()
+    position = Position()
+    try:
+        ended_by, initial_norm, test = _run(
+            task, spec, position, device, evaluator or Evaluator(task, device), crossed, checkpoint, on_evaluation
+        )
+        reason = ""
+    except BatchscopeError:
+        raise
+    except Exception as error:
+        ended_by, initial_norm, test = "failure", math.nan, None
+        reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    outcome = {"failure": "failed", "divergence": "diverged"}.get(ended_by, "not_reached")
+    goal = goal or spec.stop.goal
+    if outcome != "failed" and goal is not None and crossed is not None and crossed(position.trace, goal):
+        outcome = "reached"
+    return TrialResult(
+        outcome=outcome,
+        ended_by=ended_by,
+        reason=reason,
+        steps=position.step,
+        examples=position.examples,
+        trace=tuple(position.trace),
+        initial_norm=initial_norm,
+        test=test,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _run(task, spec, position, device, evaluator, crossed, checkpoint, on_evaluation):
+    """The loop itself; advances `position` in place. Returns how it ended, |w0| and the test metrics."""
+    arm, stop = spec.arm, spec.stop
+    seed_everything(spec.seed)
+    model = task.model().to(device).train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    initial = [p.detach().clone() for p in weights]
+    optimizer = task.optimizer(model, arm.learning_rate)
+    total_steps = math.ceil(stop.budget_examples / arm.batch_size)
+    scheduler = task.schedule(optimizer, total_steps) if task.schedule is not None else None
+    step = make_step(task, model, optimizer, micro_batch_size=arm.micro_batch_size, precision=arm.precision)
+    source = make_source(task, spec.seed, device)
+
+    parts = {"model": model, "optimizer": optimizer} | ({"scheduler": scheduler} if scheduler is not None else {})
+    if checkpoint is not None and (resumed := checkpoint.load(spec, parts)) is not None:
+        position.__dict__.update(resumed.__dict__)
+
+    def look(update_norm: float) -> str | None:
+        """Evaluate, add a line to the trace, and say why the trial ends here, if it does."""
+        line = Evaluation(
+            step=position.step,
+            examples=position.examples,
+            train=evaluate(task, model, evaluator.train, arm.precision),
+            validation=evaluate(task, model, evaluator.valid, arm.precision),
+            distance=norm_of_difference(weights, initial),
+            update_norm=update_norm,
+        )
+        position.trace.append(line)
+        if on_evaluation is not None:
+            on_evaluation(line)
+        if evaluator.test is not None and _best(position.trace) is line:
+            position.best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        return ending(position.trace, stop, source.size, crossed)
+
+    ended_by = ending(position.trace, stop, source.size, crossed) if position.trace else look(math.nan)
+    next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
+    while ended_by is None:
+        for batch in source.epoch(position.epoch, arm.batch_size, position.batch):
+            examples = position.examples + min(arm.batch_size, source.size - position.batch * arm.batch_size)
+            looking = examples >= min(next_look, stop.budget_examples)
+            before = [p.detach().clone() for p in weights] if looking else None
+            step(batch)
+            if scheduler is not None:
+                scheduler.step()
+            position.step += 1
+            position.batch += 1
+            position.examples = examples
+            if before is not None:
+                ended_by = look(norm_of_difference(weights, before))
+                next_look = (examples // stop.cadence_examples + 1) * stop.cadence_examples
+                if ended_by is not None:
+                    break
+                if checkpoint is not None and checkpoint.due():
+                    checkpoint.save(spec, position, parts)
+        else:
+            position.epoch, position.batch = position.epoch + 1, 0
+
+    test = None
+    if evaluator.test is not None and position.best_state is not None:
+        model.load_state_dict(position.best_state)
+        test = evaluate(task, model, evaluator.test, arm.precision)
+    return ended_by, norm_of_difference(initial, None), test
+
+
+def ending(trace: Sequence[Evaluation], stop: StopRule, train_size: int, crossed: Crossed | None) -> str | None:
+    """Why a trial with this trace ends at its last evaluation, or None where it goes on.
+
+    In this order: divergence, the goal (only where the stop rule has one), patience (epochs since the lowest
+    validation loss; any decrease counts as one), budget, cap.
+    """
+    last = trace[-1]
+    losses = last.train["loss"], last.validation["loss"]
+    limit = DIVERGED_FACTOR * abs(trace[0].train["loss"])
+    recent = trace[-DIVERGED_EVALUATIONS:]
+    if not all(map(math.isfinite, losses)):
+        return "divergence"
+    if len(trace) > DIVERGED_EVALUATIONS and all(line.train["loss"] > limit for line in recent):
+        return "divergence"
+    if stop.goal is not None and crossed is not None and crossed(trace, stop.goal):
+        return "goal"
+    if stop.patience_epochs is not None and last.examples - _best(trace).examples >= stop.patience_epochs * train_size:
+        return "patience"
+    if last.examples >= stop.budget_examples:
+        return "budget"
+    return "cap" if stop.cap_examples is not None and last.examples >= stop.cap_examples else None
+
+
+def _best(trace: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation with the lowest validation loss, the first of equals."""
+    return min(trace, key=lambda line: line.validation["loss"])
+
+
+def norm_of_difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor] | None) -> float:
+    """|a - b|_2 over all tensors (|a|_2 where b is None), summed in double precision."""
+    parts = a if b is None else [x - y for x, y in zip(a, b, strict=True)]
+    return math.sqrt(sum(float(p.detach().double().pow(2).sum()) for p in parts))

@@ -1,0 +1,83 @@
+"""Is the house in order? Imports run one way, the reading half needs no torch, the public names are the list."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import batchscope
+
+SOURCE = Path(batchscope.__file__).parent
+FACTS = {"errors", "records", "references"}
+READING = FACTS | {"analysis"}
+TRAINING = FACTS | {"task", "tasks"}
+ALLOWED = {
+    "errors": set(),
+    "records": set(),
+    "references": {"records"},
+    "analysis": FACTS,
+    "store": READING,
+    "report": READING,
+    "task": FACTS | {"tasks"},  # the names of the built-in tasks, nothing of theirs
+    "tasks": READING | {"task"},
+    "training": TRAINING,
+    "measure": TRAINING | {"training"},
+    "sweep": READING | TRAINING | {"store", "report", "training", "measure"},
+    "testing": READING | {"store", "sweep"},
+    "verbs": READING | TRAINING | {"store", "report", "training", "measure", "sweep"},
+    "cli": READING | TRAINING | {"store", "report", "training", "measure", "sweep", "verbs"},
+}
+WITHOUT_TORCH = (
+    "records",
+    "errors",
+    "references",
+    "analysis.table",
+    "store.sqlite",
+    "report.html",
+    "report.terminal",
+    "verbs.report",
+    "cli.app",
+)
+
+
+def rooms(path: Path) -> set[str]:
+    """The top-level parts of batchscope that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "batchscope" else [f"batchscope.{a.name}" for a in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("batchscope.")}
+    return found - set(batchscope.__all__)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    assert rooms(path) <= ALLOWED[room] | {room}
+
+
+def test_every_file_opens_with_its_question() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_reading_half_needs_no_torch() -> None:
+    blocked = "import sys; sys.modules['torch'] = None; "
+    imports = "; ".join(f"import batchscope.{name}" for name in WITHOUT_TORCH)
+    subprocess.run([sys.executable, "-c", blocked + imports], check=True)
+
+
+def test_public_names() -> None:
+    assert sorted(batchscope.__all__) == batchscope.__all__
+    assert set(batchscope.__all__) == set(batchscope._HOME)
+    for name in batchscope.__all__:
+        assert getattr(batchscope, name).__name__ == name
