@@ -11,6 +11,7 @@ everything but the seed; batch sizes are global and in examples.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -242,6 +243,7 @@ class StudyData:
     reference_examples: float  # examples of the reference run (the budget if it never reached)
     reference_reached: bool
     notes: tuple[str, ...] = ()
+    reference: tuple[TrialRecord, ...] = ()  # the reference run itself
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,9 @@ def to_plain(record: Any) -> Any:
     return record
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def json_safe(value: Any) -> Any:
     """Plain data with every nan and inf as null."""
     if isinstance(value, dict):
@@ -371,7 +376,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {k: from_plain(args[1], v) for k, v in value.items()}
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         known = {f.name for f in dataclasses.fields(kind)}  # fields that a newer version added are ignored
         return kind(**{k: from_plain(hints[k], v) for k, v in value.items() if k in known})  # type: ignore[operator]
     return float(value) if kind is float else value

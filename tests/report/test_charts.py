@@ -16,7 +16,7 @@ from batchscope.report.html import list_figures
 from batchscope.report.style import LOG_FROM, colours, needed, scale_of, short
 
 
-@pytest.mark.parametrize("options", [{}, {"policies": ("held",)}, {"with_timing": False}, {"n_batch": 2, "seeds": 1}])
+@pytest.mark.parametrize("options", [{}, {"policies": ("held",)}, {"with_timing": False}, {"n_batch": 1, "seeds": 1}])
 def test_every_panel_is_valid_and_plain_json(options: dict) -> None:
     result, data = study(**options)
     figures = list_figures(figures_of(result, data), result)
@@ -24,7 +24,8 @@ def test_every_panel_is_valid_and_plain_json(options: dict) -> None:
     for figure in figures:
         for panel in figure.panels:
             json.dumps(panel.spec, allow_nan=False)
-            alt.LayerChart.from_dict(panel.spec, validate=True)
+            bare = {k: v for k, v in panel.spec.items() if k != "datasets"}  # the schema says little about rows, slowly
+            alt.LayerChart.from_dict(bare, validate=True)
             assert panel.label
             assert "chosen" in {p["name"] for p in panel.spec["params"]}
 

@@ -11,6 +11,7 @@ from batchscope.tasks import digits
 
 def test_the_split_is_fixed_and_uses_every_image_once():
     task, again = digits.task(), digits.task()
+    assert task.test is not None
     assert [len(part[0]) for part in (task.train, task.valid, task.test)] == [1024, 512, 261]
     assert torch.equal(task.train[0], again.train[0])
     images, labels = digits.load()

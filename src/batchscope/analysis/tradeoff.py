@@ -35,6 +35,7 @@ BRACKET = 4.0  # one size at B_crit / 4 or below and one at 4 B_crit or above, e
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)  # of the integral over u_B, weight exp(-u^2 / 2)
 LOG_WEIGHTS = np.log(WEIGHTS / WEIGHTS.sum())
 FAR = math.log(1000.0)  # b is sought up to this far outside the batch sizes: beyond, the law is 1/B or flat
+ROOT = 1e-4  # of the logs at an interval's end: 0.01 %, far below its width
 LEAST_VARIANCE = 1e-12  # of log steps: 1e-6 relative, far below one step in any trial
 
 
@@ -135,7 +136,7 @@ def _fitted(
     covariance, sd = _covariance(x, points, groups), math.sqrt(math.exp(x[2]) * groups / df)
     ends = []
     for parameter, within in ((0, (x[0] - 2 * FAR, x[0] + 2 * FAR)), (1, limits)):
-        step = 2 * math.sqrt(max(covariance[parameter, parameter], 1e-16))
+        step = t * math.sqrt(max(covariance[parameter, parameter], 1e-16))
         ends.append(_crossings(parameter, threshold, x, min(step, 1.0), within, points))
     low, high = (
         e if e is None else math.copysign(math.hypot(e - x[0], seed_error[1]), e - x[0]) + x[0] for e in ends[0]
@@ -207,7 +208,8 @@ def _deviance(x: np.ndarray, points: _Points) -> np.ndarray:
         centre = a + np.logaddexp(0.0, b - math.log(size)) + tau * NODES
         log_p = LOG_WEIGHTS + special.log_ndtr((centre - bounds[:, None, None]) / points.sd).sum(axis=0)
         log_p = log_p - 0.5 * (((known[:, None, None] - centre) / points.sd) ** 2).sum(axis=0)
-        total = total - 2.0 * special.logsumexp(log_p, axis=1)
+        top = log_p.max(axis=1)
+        total = total - 2.0 * (top + np.log(np.exp(log_p - top[:, None]).sum(axis=1)))
     return total
 
 
@@ -309,16 +311,17 @@ def _crossings(
             outside = min(inside + width, limit) if sign > 0 else max(inside - width, limit)
             value, far = _profile(parameter, outside, near, points)
             if value >= threshold:
-                start = near
-
-                def above(at: float, start: np.ndarray = start) -> float:
-                    return _profile(parameter, at, start, points)[0] - threshold
-
-                end = float(optimize.brentq(above, inside, outside, xtol=1e-5))
+                end = _root(
+                    lambda at, start=far: _profile(parameter, at, start, points)[0] - threshold, inside, outside
+                )
                 break
             inside, width, near = outside, 2 * width, far
         ends.append(end)
     return ends[0], ends[1]
+
+
+def _root(f: Callable[[float], float], inside: float, outside: float) -> float:
+    return float(optimize.brentq(f, inside, outside, xtol=ROOT))
 
 
 def _covariance(x: np.ndarray, points: _Points, groups: int) -> np.ndarray:

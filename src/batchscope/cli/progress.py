@@ -19,12 +19,12 @@ class Progress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.live = Live(
-            console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, get_renderable=self._view
-        )
         self.phase, self.total, self.done, self.stored = "checking the task", 0, 0, 0
         self.running: dict[int, str] = {}
         self.started = time.monotonic()
+        self.live = Live(
+            console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, get_renderable=self._view
+        )
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:

@@ -118,7 +118,7 @@ def trace_spec(
         .transform_filter(f"datum[{x[0]!r}] == datum.last")
         .mark_point(shape=CROSS, size=70, filled=True, strokeWidth=1.6)
     )
-    return finished(alt, alt.layer(thin, died))
+    return finished(alt.layer(thin, died))
 
 
 def compare(figure: Against, title: str, unit: str = "") -> Panel:
@@ -134,7 +134,7 @@ def compare(figure: Against, title: str, unit: str = "") -> Panel:
     points = [p for p in figure.points if p.kind != "bound" or (p.policy, p.batch_size) not in hidden]
     layers += [*seed_layers(frame, points), *estimate_layers(frame, figure.estimates, joined=figure.law)]
     label = f"{title} against batch size: " + "; ".join(spoken(e, unit) for e in figure.estimates)
-    return Panel(title, label, {**finished(alt, alt.layer(*layers)), "datasets": frame.datasets})
+    return Panel(title, label, {**finished(alt.layer(*layers)), "datasets": frame.datasets})
 
 
 class Frame(NamedTuple):

@@ -86,7 +86,7 @@ def table_of(
     title: str,
     rows: list[Row],
     columns: tuple[Column, ...],
-    arms: bool = False,
+    facts: tuple[str, ...] = (),
     terminal: bool = True,
     width: int = PLAIN_WIDTH,
 ) -> Table:
@@ -95,8 +95,7 @@ def table_of(
     Where the lines would not fit `width`, every column is as wide as its longest word: intervals go below their
     estimates, and no number is broken down to 80 columns.
     """
-    headings = ["batch size", "policy", *facts]
-    headings += [c.title for c in columns]
+    headings = ["batch size", "policy", *facts, *(c.title for c in columns)]
     cells = [
         [words.count(r.batch_size), r.policy, *(fact(r, f) for f in facts), *measured_cells(r, columns)] for r in rows
     ]

@@ -165,7 +165,7 @@ class Store(ABC):
 
     @abstractmethod
     def add_trials(
-        self, study_id: str, role: str, fingerprint: str, conditions: Conditions, specs: Sequence[TrialSpec]
+        self, study_id: str | None, role: str, fingerprint: str, conditions: Conditions, specs: Sequence[TrialSpec]
     ) -> list[int]:
         """Link trials to a study in a role and return their ids, in the order of `specs`.
 
@@ -225,6 +225,7 @@ class Store(ABC):
             held=self.trials(study_id, "held"),
             tuned=self.trials(study_id, "tuned"),
             tuning=self.trials(study_id, "tuning"),
+            reference=self.trials(study_id, "reference"),
             choices=self.choices(study_id),
             timing=self.timing(study_id),
             reference_examples=examples,

@@ -47,13 +47,13 @@ class SqliteStore(StudyTables):
     # --- trials ---
 
     def add_trials(
-        self, study_id: str, role: str, fingerprint: str, conditions: Conditions, specs: Sequence[TrialSpec]
+        self, study_id: str | None, role: str, fingerprint: str, conditions: Conditions, specs: Sequence[TrialSpec]
     ) -> list[int]:
         _check_role(role)
         conditions_text = exact.to_text(conditions)
         conditions_key = digest(to_plain(conditions), 16)
         with self._write() as db:
-            study = self.resolve(study_id)
+            study = None if study_id is None else self.resolve(study_id)
             ids = []
             for spec in (from_plain(TrialSpec, to_plain(s)) for s in specs):  # a learning rate of 1 is one of 1.0
                 key = (fingerprint, conditions_key, spec.key())
@@ -64,12 +64,13 @@ class SqliteStore(StudyTables):
                 )
                 where = "fingerprint = ? AND conditions_key = ? AND spec_key = ?"
                 (trial_id,) = db.execute(f"SELECT id FROM trials WHERE {where}", key).fetchone()
-                db.execute(
-                    "INSERT OR IGNORE INTO study_trials "
-                    "SELECT ?, ?, count(*), ? FROM study_trials WHERE study_id = ? AND role = ?",
-                    (study, role, trial_id, study, role),
-                )
                 ids.append(trial_id)
+                if study is not None:
+                    db.execute(
+                        "INSERT OR IGNORE INTO study_trials "
+                        "SELECT ?, ?, count(*), ? FROM study_trials WHERE study_id = ? AND role = ?",
+                        (study, role, trial_id, study, role),
+                    )
         return ids
 
     def trial_ids(self, study_id: str, role: str) -> tuple[int, ...]:

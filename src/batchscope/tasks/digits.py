@@ -17,7 +17,11 @@ BRIGHTEST = 16  # pixels are counts of 0 to 16 in a 4 x 4 block (scikit-learn's 
 
 
 def task() -> Task:
-    """The task; its goal, learning rate and budget were found by plain SGD runs, see docs/tasks."""
+    """The task. Its own point needs about 22,000 examples (22 epochs, 0.4 s on one core; measured, two seeds).
+
+    Plain SGD with the learning rate tuned in factors of two reached the goal after 3,000 examples at batch size 8,
+    5,700 at 32, 12,000 at 128, 35,000 at 512 and 74,000 at 1,024 (means of two seeds): B_crit is about 40.
+    """
     images, labels = load()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     train, valid, test = order.split([TRAIN, VALID, len(order) - TRAIN - VALID])

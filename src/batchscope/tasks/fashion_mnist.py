@@ -72,7 +72,8 @@ def find() -> Path:
             return folder
     raise TaskError(
         "expected Fashion-MNIST's four files (train-images-idx3-ubyte.gz and so on) in one of "
-        f"{', '.join(map(str, places))}, found them in none: run {INSTALL}, or set {VARIABLE} to the folder that holds them"
+        f"{', '.join(map(str, places))}, found them in none: run {INSTALL}, "
+        f"or set {VARIABLE} to the folder that holds them"
     )
 
 

@@ -30,7 +30,11 @@ def with_channel(examples: Examples) -> Examples:
 
 
 def task() -> Task:
-    """The task; its goal, learning rate and budget were found by plain SGD runs, see docs/tasks."""
+    """The task. Its own point needs about 150,000 examples (3 epochs, 15 to 19 s on one core; measured, two seeds).
+
+    The best of the few learning rates tried reached the goal after 83,000 examples at batch size 8, 96,000 at 64 and
+    234,000 at 512 (one seed each).
+    """
     data = load()
     return Task(
         name="fashion-mnist-cnn",

@@ -17,7 +17,11 @@ def make_model() -> nn.Module:
 
 
 def task() -> Task:
-    """The task; its goal, learning rate and budget were found by plain SGD runs, see docs/tasks."""
+    """The task. Its own point needs 165,000 to 212,000 examples (4 epochs, 6 s on one core; measured, four seeds).
+
+    Plain SGD with the learning rate tuned in factors of two reached the goal after 89,000 examples at batch size 8,
+    95,000 to 156,000 at 64 (three seeds), 147,000 at 128 and 310,000 at 512 (one seed each): B_crit is 100 to 200.
+    """
     data = load()
     return Task(
         name="fashion-mnist-mlp",

@@ -85,7 +85,11 @@ def sequences(text: str) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 def task() -> Task:
-    """The task; its goal, learning rate and budget were found by plain runs, see docs/tasks."""
+    """The task. Its own point needs about 8,600 sequences (1.4 epochs; measured, Python 3.11, one seed).
+
+    The best of the few learning rates tried reached the goal after 5,000 sequences at batch size 8, 6,500 at 16,
+    10,700 at 64 and 27,300 at 256 (one seed each).
+    """
     x, y, vocabulary = sequences(read_text())
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SPLIT_SEED))
     train, valid, test = order.split([TRAIN, VALID, len(x) - TRAIN - VALID])
@@ -99,7 +103,7 @@ def task() -> Task:
         optimizer=lambda model, lr: torch.optim.Adam(model.parameters(), lr=lr),
         lr=0.002,
         batch_size=16,
-        goal=Goal("loss", at_most=2.0),
+        goal=Goal("loss", at_most=2.2),
         budget=6 * TRAIN,
         unit="tokens",
     )
