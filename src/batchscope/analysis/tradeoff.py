@@ -302,7 +302,7 @@ def _crossings(
 ) -> tuple[float | None, float | None]:
     """Where the profile deviance of a parameter rises through the threshold on either side; None where it does not.
 
-    Each profile starts from its neighbour's optimum. Near the end the square root of the deviance is almost linear.
+    Each profile starts from the optimum of the last place inside, so that both ends of a search keep their signs.
     """
     ends: list[float | None] = []
     for sign, limit in ((-1.0, limits[0]), (1.0, limits[1])):
@@ -312,7 +312,7 @@ def _crossings(
             value, far = _profile(parameter, outside, near, points)
             if value >= threshold:
                 end = _root(
-                    lambda at, start=far: _profile(parameter, at, start, points)[0] - threshold, inside, outside
+                    lambda at, start=near: _profile(parameter, at, start, points)[0] - threshold, inside, outside
                 )
                 break
             inside, width, near = outside, 2 * width, far
