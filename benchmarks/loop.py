@@ -27,13 +27,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from environment import environment, save
 from torch import nn
 
 from batchscope.records import Arm, StopRule, TrialSpec
 from batchscope.task import Task, load_task
 from batchscope.training.device import keep_freed_memory
 from batchscope.training.loop import Evaluator, train
+from environment import environment, save
 
 CPU = torch.device("cpu")
 STEPS = {32: 800, 256: 190, 2048: 24}
@@ -139,7 +139,9 @@ def cnn_step_seconds(kept: bool) -> float:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     flat = nn.Sequential(nn.MaxPool2d(4), nn.Flatten())
-    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), flat, nn.Linear(784, 10))
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), flat, nn.Linear(784, 10)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     x, y = torch.randn(2048, 1, 28, 28), torch.randint(10, (2048,))
     times = []

@@ -12,12 +12,15 @@ What can be seen without running anything is checked here; what needs a forward 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
-import importlib.util
 import math
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,8 @@ class Task:
 
     Attributes:
         name: what tables and the store call it.
-        model: () -> nn.Module, freshly initialised from torch's random generator.
+        model: () -> nn.Module, freshly initialised from torch's random generator. It is trained in training mode;
+            layers that you put into eval mode inside it (frozen batch norm) stay so.
         loss: (output, target) -> scalar, the *mean* over the batch (over the counted tokens with unit="tokens").
         train, valid, test: a tuple of tensors with equal first dimension, or a map-style torch Dataset.
         optimizer: (model, lr) -> one torch optimiser.
@@ -50,8 +54,8 @@ class Task:
         metrics: name -> (output, target) -> mean over the batch; reported beside the loss, usable as goals.
         step: (model, batch) -> mean loss, for batches that are not (input, target); then `loss` is not used.
         evaluate: (model, batch) -> {"loss": mean, ...}; with `step`, for evaluation. Default: `step` itself.
-        schedule: (optimizer, total_steps) -> scheduler, stepped once per optimiser step; total_steps is the trial's
-            budget in examples over its batch size, so that it follows the examples.
+        schedule: (optimizer, total_steps) -> scheduler, stepped once per optimiser step; total_steps is how many
+            steps the trial's budget of examples takes at its batch size, so that it follows the examples.
         clip_norm: largest global gradient norm; None: no clipping.
         precision: "fp32", or "bf16" (autocast; weights stay fp32).
         collate_fn, num_workers: as in torch's DataLoader; used for Datasets.
@@ -106,7 +110,13 @@ class Task:
         """The mean loss of one batch, as a scalar tensor with gradient."""
         if self.step is not None:
             return self.step(model, batch)
-        return self.loss(model(batch[0]), batch[1])  # type: ignore[misc]
+        return self.loss_of(model(batch[0]), batch[1])
+
+    def loss_of(self, output: Any, target: Any) -> torch.Tensor:
+        """The mean loss of a model's output; only for a task that has a `loss`."""
+        if self.loss is None:
+            raise TaskError(f"task {self.name!r}: expected a loss function, got only step: write loss=F.cross_entropy")
+        return self.loss(output, target)
 
 
 def data_size(data: Data) -> int:
@@ -126,6 +136,11 @@ def _check_fields(task: Task) -> None:
         refuse("model to be a function that makes a fresh nn.Module", task.model, "write model=lambda: MyModel()")
     if task.step is None and not callable(task.loss):
         refuse("a loss function", task.loss, "write loss=F.cross_entropy, or step=lambda model, batch: ...")
+    for part in ("step", "evaluate", "schedule", "collate_fn", "count"):
+        if getattr(task, part) is not None and not callable(getattr(task, part)):
+            refuse(f"{part} to be a function or None", getattr(task, part), f"write {part}=lambda ...: ...")
+    if not isinstance(task.metrics, Mapping) or not all(map(callable, task.metrics.values())):
+        refuse("metrics to be functions by name", task.metrics, 'write metrics={"accuracy": fn(output, target)}')
     if isinstance(task.optimizer, (list, tuple)):
         raise UnsupportedTask(
             f"task {task.name!r}: several optimisers are not supported: give one (model, lr) -> optimiser"
@@ -178,10 +193,14 @@ def _check_data(name: str, part: str, data: Data) -> None:
             f"{where} data: expected a tuple of tensors or a map-style Dataset, got {type(data).__name__}: "
             f"write {part}=(x, y)"
         )
+    try:
+        size = data_size(data)
+    except (TypeError, NotImplementedError) as error:
+        raise TaskError(f"{where} data: expected a Dataset with a length, got {error}: give it a __len__") from error
     least = 2 if part == "train" else 1
-    if data_size(data) < least:
+    if size < least:
         raise TaskError(
-            f"{where} data: expected at least {least} example{'s' * (least > 1)}, got {data_size(data)}: "
+            f"{where} data: expected at least {least} example{'s' * (least > 1)}, got {size}: "
             "check the path or the split that makes it"
         )
 
@@ -193,84 +212,94 @@ def load_task(reference: str) -> Task:
     something else; the original exception is chained.
     """
     make = _find_function(BUILT_IN.get(reference, reference), reference)
-    try:
+    with _explained(f"task {reference!r}: its function"):
         made = make()
-    except (TaskError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise TaskError(
-            f"task {reference!r}: its function raised {_where(error)}: run it in Python to see why"
-        ) from error
     if not isinstance(made, Task):
         raise TaskError(
-            f"task {reference!r}: expected its function to return a bs.Task, got {type(made).__name__}: add 'return bs.Task(...)'"
+            f"task {reference!r}: expected its function to return a bs.Task, got {type(made).__name__}: "
+            "add 'return bs.Task(...)'"
         )
     return made
 
 
+@contextlib.contextmanager
+def _explained(what: str) -> Generator[None]:
+    """Whatever the user's code inside raises (or a sys.exit) becomes a TaskError that says where."""
+    try:
+        yield
+    except (TaskError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise TaskError(f"{what} raised {_where(error)}: run it in Python to see why") from error
+
+
 def _find_function(target: str, reference: str) -> Callable[[], Any]:
     """The function behind `path.py[:function]` or `module:function`."""
-    place, _, name = target.partition(":") if not target[1:3] == ":\\" else (target, "", "")
+    place, _, name = (target, "", "") if target.endswith(".py") else target.rpartition(":")
     if place.endswith(".py"):
         module = _module_from_file(Path(place), reference)
-    elif name:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name is None or not place.startswith(error.name):
-                raise TaskError(
-                    f"task {reference!r}: importing {place} raised {_where(error)}: install what it needs"
-                ) from error
-            raise UsageError(
-                f"task {reference!r}: no module named {place!r} can be imported: check the name and the folder you start in"
-            ) from error
-        except Exception as error:
-            raise TaskError(
-                f"task {reference!r}: importing {place} raised {_where(error)}: run it in Python to see why"
-            ) from error
+    elif place and name:
+        module = _module_by_name(place, reference)
     else:
         known = ", ".join(sorted(BUILT_IN))
         raise UsageError(
-            f"no task named {reference!r}: expected a built-in one ({known}), path.py, path.py:function or package.module:function"
+            f"no task named {reference!r}: expected a built-in one ({known}), path.py, path.py:function or "
+            "package.module:function"
         )
     function = getattr(module, name or "task", None)
     if not callable(function):
-        there = (
-            ", ".join(sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))[:8])
-            or "no functions"
-        )
+        own = (k for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__ and callable(v))
+        there = ", ".join(sorted(own)[:8]) or "no functions"
         raise UsageError(
             f"task {reference!r}: {place} has no function {name or 'task'!r} (it has {there}): write {place}:function"
         )
     return function
 
 
-def _module_from_file(path: Path, reference: str) -> Any:
-    """Import a task file under a name of its own, its folder importable while and after it loads."""
+def _module_by_name(name: str, reference: str) -> types.ModuleType:
+    """Import an installed module; one that is not there is the reference's fault, one that it needs the module's."""
+    try:
+        with _explained(f"task {reference!r}: importing {name}"):
+            return importlib.import_module(name)
+    except TaskError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"task {reference!r}: no module named {name!r} can be imported: check the name and the folder "
+                "you start in"
+            ) from error.__cause__
+        raise
+
+
+def _module_from_file(path: Path, reference: str) -> types.ModuleType:
+    """Run a task file as a module of its own name; its folder stays importable."""
     if not path.is_file():
         raise UsageError(f"task {reference!r}: no file at {path}: check the path")
     path = path.resolve()
-    module_name = f"batchscope_task_{path.stem}_{abs(hash(str(path))):x}"
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # the same in every process, so that it can be pickled
+    module = types.ModuleType(f"batchscope_task_{path.stem}_{digest}")
+    module.__file__ = str(path)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-    except (TaskError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise TaskError(
-            f"task {reference!r}: loading {path.name} raised {_where(error)}: run it in Python to see why"
-        ) from error
+    sys.modules[module.__name__] = module
+    with _explained(f"task {reference!r}: loading {path.name}"):
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module
 
 
 def _where(error: BaseException) -> str:
-    """`ValueError: text (file.py, line 3)`: the innermost line of the user's own code."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "batchscope" not in Path(f.filename).parts[-2:-1]]
+    """`ValueError: text (file.py, line 3)`: the innermost line of the user's own code, as far as it can be told."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename or '?').name}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}".replace("\n", " ")
+
+
+def _is_library(filename: str) -> bool:
+    """Whether a source file is this one, installed with pip, Python's own, or none at all."""
+    return (
+        filename == __file__
+        or filename.startswith(("<", sysconfig.get_path("stdlib")))
+        or "site-packages" in Path(filename).parts
+    )

@@ -58,7 +58,7 @@ def brute_crossing(evaluations: tuple[Evaluation, ...], goal: float, length: int
 
 
 losses = st.lists(
-    st.one_of(st.floats(0.2, 3.0, width=16), st.sampled_from([math.nan, math.inf, 1.0])), min_size=0, max_size=14
+    st.one_of(st.floats(0.25, 3.0, width=16), st.sampled_from([math.nan, math.inf, 1.0])), min_size=0, max_size=14
 )
 
 
@@ -142,7 +142,8 @@ def test_never_reaching_is_bounded_by_the_budget_whatever_ended_it() -> None:
     for ended_by in ("patience", "budget", "divergence"):
         assert examples_to_goal(result([3, 2, 2], ended_by), GOAL, 5000) == Value(5000.0, True)
         steps = steps_to_goal(result([3, 2, 2], ended_by), GOAL, 5000, train_size=1000, batch_size=300)
-        assert steps == Value(pytest.approx(20.0), True)
+        assert steps.censored
+        assert steps.value == pytest.approx(20.0)
     assert steps_to_goal(result([3, 2, 0, 0, 0]), GOAL, 5000, 1000, 10).value == pytest.approx(10 * 2**0.5)
 
 

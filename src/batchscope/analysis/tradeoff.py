@@ -13,7 +13,8 @@ int N(u; 0, tau^2) prod phi((y - f - u)/sigma) prod Q((c - f - u)/sigma) du, by 
 Intervals are profile likelihoods. Uncensored, the deviance with v profiled out is D(b) = G log(RSS(b) / RSS_min) for G
 batch sizes, and RSS(b)/RSS_min - 1 = F(1, G - 2)/(G - 2) to first order, so  D <= G log(1 + t^2 / (G - 2)),  t at G - 2
 degrees of freedom, is the exact interval of a straight line; the same threshold serves the censored case, with G the
-batch sizes that hold an uncensored seed. Coverage is measured in `benchmarks/law_coverage.py`.
+batch sizes that hold an uncensored seed. `benchmarks/law_coverage.py` measured 94.8-96.5 % for 8 sizes x 3 seeds,
+94.9-97.6 % with 5 sizes or a shift per seed, 94-98.5 % with the largest sizes censored (1000 and 200 repeats).
 """
 
 from __future__ import annotations

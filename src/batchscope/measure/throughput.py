@@ -21,7 +21,7 @@ from batchscope.task import Batch, Task
 from batchscope.training.batches import Source, make_source
 from batchscope.training.device import now
 from batchscope.training.seeding import seed_everything
-from batchscope.training.step import Step, make_step
+from batchscope.training.step import Step, make_model, make_step
 
 WINDOW_SECONDS = 0.08  # long against the clock and the scheduler's slice, short enough for many rounds (a guess)
 ROUNDS = 7
@@ -33,7 +33,7 @@ class StepClock:
 
     def __init__(self, task: Task, device: torch.device, precision: str) -> None:
         seed_everything(0)
-        model = task.model().to(device).train()
+        model = make_model(task, device)
         self.device = device
         self.step: Step = make_step(task, model, task.optimizer(model, SLOWED * task.lr), precision=precision)
         self.source = make_source(task, 0, device)

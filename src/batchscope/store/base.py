@@ -12,6 +12,7 @@ Ownership and concurrency:
   `renew` is the heartbeat, `finish` and `release` end it. A lease whose process has died on this host, or whose time
   has run out, may be taken at once. A runner must renew well within the lease: a third of its seconds is a good beat.
 - Every method is one transaction: killing the process at any moment leaves it done or not begun, never half.
+- One owner at a time may claim the machine to itself (`claim_machine`): nobody else is leased a trial meanwhile.
 - `finish` stores a result only for the holder. Whoever lost the lease is refused, unless the result equals the stored.
 - A store object belongs to the process and the thread that opened it; another process or thread opens its own.
 - Every failure of the medium (full, read-only, not ours, newer) is a `StoreError` of one sentence; what was
@@ -189,7 +190,8 @@ class Store(ABC):
 
     @abstractmethod
     def lease(self, trial_id: int, owner: Owner, seconds: float) -> Lease:
-        """Ask to run a trial: "leased" (a new attempt has begun), "done" (it has a result) or "busy" (another runs it).
+        """Ask to run a trial: "leased" (a new attempt has begun), "done" (it has a result) or "busy" (another
+        runs it, or has claimed the machine).
 
         An owner that leases again what it holds begins a new attempt: it has lost track of the old one.
         """
@@ -206,6 +208,19 @@ class Store(ABC):
     def finish(self, trial_id: int, owner: Owner, result: TrialResult) -> None:
         """Store the result and end lease and attempt. Refused with `StoreError` where the lease was lost,
         unless the stored result is the same, clock readings apart."""
+
+    @abstractmethod
+    def claim_machine(self, owner: Owner, seconds: float) -> str:
+        """Ask to have the machine to oneself, for a timing: "busy", "shared" or "alone". Ask again as a heartbeat.
+
+        "busy": another owner has claimed it. Else it is claimed until `free_machine`, or until so many seconds from now,
+        and `lease` tells every other owner "busy": "shared" while trials that others leased before still run, "alone"
+        when none does.
+        """
+
+    @abstractmethod
+    def free_machine(self, owner: Owner) -> None:
+        """Give the machine back. Does nothing for a claim not held."""
 
     @abstractmethod
     def attempts(self, trial_id: int) -> tuple[Attempt, ...]:

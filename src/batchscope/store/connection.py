@@ -25,13 +25,13 @@ from pathlib import Path
 from batchscope.errors import StoreError
 
 APPLICATION_ID = 0x42534350  # "BSCP"
-VERSION = 2
+VERSION = 3
 BUSY_SECONDS = 30.0  # a writer holds the file for milliseconds; a guess with room for a stalled disk
 FULL_BELOW_BYTES = 256 * 1024  # a failed write with less room than this is called a full disk; a guess
 SQLITE_HEADER_BYTES = 100  # sqlite.org/fileformat.html, section 1.3
 FOLDER = Path(__file__).parent
 # UPGRADES[v] turns layout v into v + 1. Frozen: what a released version wrote does not change.
-UPGRADES = {1: FOLDER / "upgrade_1_to_2.sql"}
+UPGRADES = {1: FOLDER / "upgrade_1_to_2.sql", 2: FOLDER / "upgrade_2_to_3.sql"}
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:

@@ -1,6 +1,6 @@
--- What is in a store file? Version 2 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 3 of the layout; `connection.py` upgrades older files to it.
 --
--- Times are UTC, ISO 8601; only lease_expires_at is in seconds since 1970, because it is compared.
+-- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
 -- 'inf', '-inf' there and in distance and update_norm, which have no declared type so that -0.0 survives (exact.py).
 -- To look at curves, read the view `curves`, where such numbers are NULL.
@@ -85,6 +85,16 @@ CREATE TABLE attempts (
     how        TEXT,                      -- finished, died, interrupted; NULL while it runs
     reason     TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (trial_id, number)
+);
+
+-- At most one row: who has claimed the machine to itself, so that nobody else starts a trial while it times steps.
+CREATE TABLE machine (
+    one        INTEGER PRIMARY KEY CHECK (one = 1),
+    owner      TEXT NOT NULL,
+    pid        INTEGER NOT NULL,
+    host       TEXT NOT NULL,
+    started    TEXT NOT NULL,
+    expires_at REAL NOT NULL              -- seconds since 1970
 );
 
 -- The curves, for people who come with SQL: one row per evaluation, NULL where a number is not finite.

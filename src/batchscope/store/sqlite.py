@@ -128,6 +128,8 @@ class SqliteStore(StudyTables):
             outcome, attempts, expires_at, *holder = row
             if outcome is not None:
                 return Lease("done")
+            if _claimed_by_another(db, owner):
+                return Lease("busy")
             if holder[0] is not None:
                 ended = _why_ended(Owner(*holder), expires_at, owner)
                 if not ended:
@@ -192,6 +194,26 @@ class SqliteStore(StudyTables):
         if not exact.same_result(self._result(trial_id, row[0]), result):
             raise StoreError(f"trial {trial_id} has another result already: the first stays, this one is dropped")
 
+    def claim_machine(self, owner: Owner, seconds: float) -> str:
+        with self._write() as db:
+            if _claimed_by_another(db, owner):
+                return "busy"
+            db.execute(
+                "INSERT OR REPLACE INTO machine VALUES (1, ?, ?, ?, ?, ?)", (*_columns(owner), time.time() + seconds)
+            )
+            leases = db.execute(
+                f"SELECT {_LEASE_COLUMNS}, lease_expires_at FROM trials WHERE lease_owner IS NOT NULL"
+            ).fetchall()
+            return (
+                "shared"
+                if any(_stops(Owner(*holder), expires_at, owner) for *holder, expires_at in leases)
+                else "alone"
+            )
+
+    def free_machine(self, owner: Owner) -> None:
+        with self._write() as db:
+            db.execute("DELETE FROM machine WHERE owner = ? AND pid = ? AND host = ? AND started = ?", _columns(owner))
+
     def attempts(self, trial_id: int) -> tuple[Attempt, ...]:
         with self._read() as db:
             rows = db.execute(
@@ -209,6 +231,16 @@ def _why_ended(holder: Owner, expires_at: float, asking: Owner) -> str:
     if holder.is_gone():
         return f"{holder} is gone"
     return f"the lease of {holder} ran out" if expires_at <= time.time() else ""
+
+
+def _stops(holder: Owner, expires_at: float, asking: Owner) -> bool:
+    """Whether what this holder holds keeps another owner waiting."""
+    return not _why_ended(holder, expires_at, asking)
+
+
+def _claimed_by_another(db: sqlite3.Connection, owner: Owner) -> bool:
+    claim = db.execute("SELECT owner, pid, host, started, expires_at FROM machine").fetchone()
+    return claim is not None and _stops(Owner(*claim[:4]), claim[4], owner)
 
 
 def _end_attempt(db: sqlite3.Connection, trial_id: int, how: str, reason: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchscope.analysis.target import crossing
-from batchscope.errors import TaskError
+from batchscope.errors import BatchscopeError, TaskError
 from batchscope.measure.throughput import fastest_threads, time_steps
 from batchscope.records import Goal, TrialSpec, from_plain, to_plain
 from batchscope.task import Task, load_task
@@ -69,6 +69,19 @@ def trial_job(
     return Job(trial_id, "trial", details)
 
 
+def refusal(job: Job, error: Exception) -> dict[str, str]:
+    """What to say when a job could not be done: the kind of error it is for the caller, and its sentence.
+
+    The user's own code fails inside a trial as a trial (`failed`); what is raised around it, or in a job that is not a
+    trial, would be raised again by the next worker.
+    """
+    if isinstance(error, BatchscopeError):
+        return {"error": type(error).__name__, "sentence": str(error)}
+    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    sentence = f"the task's {job.kind} job raised {text}: run one training step of the task in Python to see why"
+    return {"error": "TaskError", "sentence": sentence}
+
+
 class Workbench:
     """A loaded task in this process, ready for jobs; keeps what its trials share."""
 
@@ -85,8 +98,9 @@ class Workbench:
         name, _ = fingerprint(task)
         if name != found.fingerprint:
             raise TaskError(
-                f"task {task.name!r}: expected the same task as when the study began ({found.fingerprint}), got {name}: "
-                "its file or data changed meanwhile, or it draws random data without a fixed seed; run the study again"
+                f"task {task.name!r}: expected the same task as when the study began ({found.fingerprint}), "
+                f"got {name}: its file or data changed meanwhile, or it draws random data without a fixed seed; "
+                "run the study again"
             )
         return Workbench(task)
 

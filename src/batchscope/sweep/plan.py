@@ -6,29 +6,31 @@ study asks for the same trials on every machine, interrupted or not.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from batchscope.analysis.target import crossing
+from batchscope.analysis.target import HOLDS_FOR, crossing
 from batchscope.records import Arm, Goal, StopRule, TrialRecord, TrialSpec, TunedChoice
 
 MOST_SIZES = 8  # by default
 SMALLEST = 8  # the default grid's smallest batch size; smaller ones can be asked for
 EVALUATIONS_PER_EPOCH = 4  # the cadence: a compromise between its cost and a fine crossing (a guess)
 LEAST_EVALUATIONS = 60  # ... and at least so many in a budget
-SPREAD = (0, -1, 1, -2, 2)  # first search: own learning rate's power-of-two neighbours around the centre
+ROUNDS = ((0,), (-1, 1), (-2, 2))  # of the search: powers of two around each batch size's centre, the centre first
 MOST_EXTENSIONS = 4  # each way, when an optimum lies on the edge
+FIRST_RATES = sum(map(len, ROUNDS))  # learning rates of every batch size before any extension
+MOST_RATES = FIRST_RATES + 2 * MOST_EXTENSIONS
 TUNING_SEED = 900  # added to the study's seed block: seeds that choose are never reported
 SEED_BLOCK = 1000  # seeds of one study seed; studies with different seeds share none
 
 
 def default_batch_sizes(train_size: int) -> tuple[int, ...]:
-    """At most eight powers of two (or of four, where the data allow a wide range) from 8 to a quarter of the data."""
-    top = max(1, train_size // 4)
-    smallest = min(SMALLEST, 2 ** int(math.log2(top)))
-    doublings = int(math.log2(top / smallest))
-    factor = 2 if doublings < MOST_SIZES else 4
-    return tuple(smallest * factor**k for k in range(doublings // (factor // 2) + 1))
+    """At most eight batch sizes from 8 to a quarter of the data, a factor of two apart, or of four, eight ... if need be."""
+    top = max(1, train_size // 4).bit_length() - 1  # the largest power of two that fits
+    smallest = min(SMALLEST.bit_length() - 1, top)
+    apart = (top - smallest) // MOST_SIZES + 1
+    return tuple(2**k for k in range(smallest, top + 1, apart))
 
 
 def default_cadence(train_size: int, budget_examples: int) -> int:
@@ -78,25 +80,15 @@ class LearningRateSearch:
         precision: str,
         seeds: Sequence[int],
     ) -> None:
-        self.sizes, self.own_lr, self.goal, self.precision, self.seeds = (
-            tuple(batch_sizes),
-            own_lr,
-            goal,
-            precision,
-            tuple(seeds),
-        )
-        self.stop = stop
+        self.sizes, self.seeds = tuple(batch_sizes), tuple(seeds)
+        self.own_lr, self.stop, self.goal, self.precision = own_lr, stop, goal, precision
         self.centre = {b: round(0.5 * math.log2(b / own_batch)) for b in self.sizes}
         self.results: dict[tuple[int, int], list[TrialRecord]] = {}  # (batch size, offset from its centre)
-        self._offsets: list[list[int]] = [[0], [-1, 1], [-2, 2]]
+        self._rounds: list[Sequence[int]] = list(ROUNDS)
 
     def next_round(self) -> dict[TrialSpec, tuple[int, int]]:
         """The next round's trials, each with its cell; empty when every optimum lies inside its grid."""
-        if not self._offsets:
-            self._extend()
-        if not self._offsets:
-            return {}
-        offsets = self._offsets.pop(0)
+        offsets = self._rounds.pop(0) if self._rounds else self._extension()
         return {spec: (b, o) for b in self.sizes for o in offsets for spec in self._specs(b, o)}
 
     def add(self, cell: tuple[int, int], record: TrialRecord) -> None:
@@ -122,16 +114,23 @@ class LearningRateSearch:
         return [TrialSpec(arm, seed, self._capped(batch_size)) for seed in self.seeds]
 
     def _capped(self, batch_size: int) -> StopRule:
-        """The stop rule: the goal, the budget, or where the best so far can no longer be beaten."""
-        examples = [e for b, o in self.results if b == batch_size and (e := self._examples(b, o)) is not None]
-        cap = None
-        if examples:
-            cadence = self.stop.cadence_examples
-            cap = (math.ceil(min(examples) / cadence) + 2) * cadence  # a crossing needs two more evaluations
-            cap = cap if cap < self.stop.budget_examples else None
-        return StopRule(
-            self.stop.budget_examples, self.stop.cadence_examples, self.stop.patience_epochs, self.goal, cap
-        )
+        """The stop rule: the goal, the budget, or where the best so far can no longer be beaten.
+
+        All learning rates of a batch size are evaluated after the same steps. A trial that crosses the goal before the
+        best one, which crossed at evaluation k, crosses at k or earlier, and that is confirmed by k + 2 at the latest:
+        where the best one was confirmed. With several seeds their mean decides and one slow seed may be made up for:
+        no cap.
+        """
+        confirmed = [
+            r.result.trace[found.index + HOLDS_FOR - 1].examples
+            for (b, _), records in self.results.items()
+            for r in records
+            if b == batch_size and (found := crossing(r.result.trace, self.goal)) is not None
+        ]
+        cap = min(confirmed, default=None) if len(self.seeds) == 1 else None
+        if cap is not None and cap >= self.stop.budget_examples:
+            cap = None
+        return dataclasses.replace(self.stop, goal=self.goal, cap_examples=cap)
 
     def _examples(self, batch_size: int, offset: int) -> float | None:
         """Geometric mean over tuning seeds of the examples to goal; None unless all reached it."""
@@ -152,13 +151,14 @@ class LearningRateSearch:
         ]
         return 1, max(lowest, default=math.inf) if len(lowest) == len(self.results[batch_size, offset]) else math.inf
 
-    def _extend(self) -> None:
-        """Queue one more offset on each side on which some batch size has its optimum."""
+    def _extension(self) -> list[int]:
+        """One more offset on each side on which some batch size has its optimum; none when all lie inside."""
         offsets = sorted({o for _, o in self.results})
-        best = {b: min(offsets, key=lambda o: self._score(b, o)) for b in self.sizes}
+        best = {min(offsets, key=lambda o: self._score(b, o)) for b in self.sizes}
+        lowest, highest = (limit(o for offsets in ROUNDS for o in offsets) for limit in (min, max))
         wanted = []
-        if offsets[0] in best.values() and offsets[0] > SPREAD[3] - MOST_EXTENSIONS:
+        if offsets[0] in best and offsets[0] > lowest - MOST_EXTENSIONS:
             wanted.append(offsets[0] - 1)
-        if offsets[-1] in best.values() and offsets[-1] < SPREAD[4] + MOST_EXTENSIONS:
+        if offsets[-1] in best and offsets[-1] < highest + MOST_EXTENSIONS:
             wanted.append(offsets[-1] + 1)
-        self._offsets = [wanted] if wanted else []
+        return wanted

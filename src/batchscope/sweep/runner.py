@@ -6,6 +6,9 @@ tried once more, from its checkpoint; a second death makes it `failed`, with the
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,93 +47,115 @@ class Runner:
         self.goal, self.executor, self.checkpoints = goal, executor, checkpoints
         self.checkpoint_seconds, self.listen = checkpoint_seconds, listen
         self.owner = Owner.here()
+        self._waiting: dict[int, TrialSpec] = {}
+        self._running: dict[int, TrialSpec] = {}
+        self._renewed = 0.0
+        made = json.dumps([fingerprint, dataclasses.asdict(conditions)], sort_keys=True)
+        self._mark = hashlib.sha256(made.encode()).hexdigest()[:12]
 
     def run(self, wanted: Mapping[str, Sequence[TrialSpec]]) -> dict[str, list[TrialRecord]]:
         """All of these trials, by role, finished: stored ones are read, the others run. In the order given."""
         ids = {role: self._add(role, specs) for role, specs in wanted.items()}
-        waiting = {i: s for role, specs in wanted.items() for i, s in zip(ids[role], specs, strict=True)}
-        self.listen("phase", {"roles": {role: len(specs) for role, specs in wanted.items()}, "trials": len(waiting)})
-        self._work(self._largest_first(waiting))
+        asked = {i: s for role, specs in wanted.items() for i, s in zip(ids[role], specs, strict=True)}
+        self.listen("phase", {"roles": {role: len(specs) for role, specs in wanted.items()}, "trials": len(asked)})
+        # most steps first, so that no long trial is left for the end; the order changes no result
+        self._waiting = dict(sorted(asked.items(), key=lambda item: item[1].arm.batch_size))
+        self._work()
         return {role: [r for i in ids[role] if (r := self.store.trial(i)) is not None] for role in wanted}
 
     def _add(self, role: str, specs: Sequence[TrialSpec]) -> list[int]:
         return self.store.add_trials(self.study_id, role, self.fingerprint, self.conditions, list(specs))
 
-    def _work(self, waiting: dict[int, TrialSpec]) -> None:
+    def _work(self) -> None:
         """Until nothing waits and nothing runs; on any exception the leases are given back."""
-        running: dict[int, TrialSpec] = {}
-        renewed = time.monotonic()
+        self.executor.meanwhile = self._line
         try:
-            while waiting or running:
-                self._fill(waiting, running)
+            self._fill()
+            while self._waiting or self._running:
                 for event in self.executor.events(POLL_SECONDS):
-                    self._take(event, waiting, running)
-                if running and time.monotonic() - renewed > LEASE_SECONDS / 3:
-                    self.store.renew(list(running), self.owner, LEASE_SECONDS)
-                    renewed = time.monotonic()
+                    self._take(event)
+                self._renew()
+                self._fill()
         except BaseException:
-            for trial_id in running:
+            for trial_id in self._running:
                 self.store.release(trial_id, self.owner, "interrupted", "the command was stopped")
             raise
+        finally:
+            self._running = {}
 
-    def _largest_first(self, specs: dict[int, TrialSpec]) -> dict[int, TrialSpec]:
-        """Most steps first, so that no long trial is left for the end; the order changes no result."""
-        return dict(sorted(specs.items(), key=lambda item: item[1].arm.batch_size))
+    def _renew(self) -> None:
+        """The heartbeat."""
+        if self._running and time.monotonic() - self._renewed > LEASE_SECONDS / 3:
+            self.store.renew(list(self._running), self.owner, LEASE_SECONDS)
+            self._renewed = time.monotonic()
 
-    def _fill(self, waiting: dict[int, TrialSpec], running: dict[int, TrialSpec]) -> None:
+    def _fill(self) -> None:
         """Start waiting trials while there are slots and leases to be had."""
-        for trial_id in list(waiting):
-            if len(running) >= self.executor.slots:
+        for trial_id in list(self._waiting):
+            if len(self._running) >= self.executor.slots:
                 return
             state = self.store.lease(trial_id, self.owner, LEASE_SECONDS).state
             if state == "done":
-                self._skip(trial_id, waiting.pop(trial_id))
+                self._skip(trial_id, self._waiting.pop(trial_id))
             elif state == "leased":
-                running[trial_id] = waiting.pop(trial_id)
-                self.executor.start(self._job(trial_id, running[trial_id]))
-                self.listen("started", {"trial": trial_id, "spec": running[trial_id]})
+                spec = self._running[trial_id] = self._waiting.pop(trial_id)
+                self.executor.start(self._job(trial_id, spec))
+                self.listen("started", {"trial": trial_id, "spec": spec})
 
     def _skip(self, trial_id: int, spec: TrialSpec) -> None:
-        self._checkpoint(trial_id).remove()
+        self._remove_checkpoint(spec)
         self.listen("stored", {"trial": trial_id, "spec": spec})
 
     def _job(self, trial_id: int, spec: TrialSpec) -> Job:
-        path = str(self._checkpoint(trial_id).path)
-        where = self.conditions
+        path, where = str(self._checkpoint(spec).path), self.conditions
         return trial_job(str(trial_id), spec, self.goal, where.threads, where.precision, path, self.checkpoint_seconds)
 
-    def _checkpoint(self, trial_id: int) -> Checkpoint:
-        return Checkpoint(self.checkpoints / f"{trial_id}.pt")
+    def _checkpoint(self, spec: TrialSpec) -> Checkpoint:
+        """Named by all that decides its bits: left beside a deleted store, it is no other trial's."""
+        return Checkpoint(self.checkpoints / f"{spec.key()}-{self._mark}.pt")
 
-    def _take(self, event: Event, waiting: dict[int, TrialSpec], running: dict[int, TrialSpec]) -> None:
+    def _remove_checkpoint(self, spec: TrialSpec) -> None:
+        """The trial is stored: its checkpoint goes, with what workers killed while they wrote one have left."""
+        checkpoint = self._checkpoint(spec)
+        checkpoint.remove()
+        for half in self.checkpoints.glob(f"{checkpoint.path.stem}.*"):
+            half.unlink(missing_ok=True)
+
+    def _take(self, event: Event) -> None:
         """Act on one event of the executor."""
         trial_id = int(event.job)
-        spec = running.get(trial_id)
-        if spec is None:
-            return
         if isinstance(event, Line):
-            self.listen("line", {"trial": trial_id, "spec": spec, **event.line})
-        elif isinstance(event, Refused):
+            self._line(event)
+            return
+        if isinstance(event, Refused):
             raise as_error(event)
-        elif isinstance(event, Done):
-            del running[trial_id]
+        spec = self._running.pop(trial_id)
+        if isinstance(event, Done):
             self._finish(trial_id, spec, from_plain(TrialResult, event.result))
         elif isinstance(event, Died):
-            del running[trial_id]
-            self._died(trial_id, spec, event.reason, waiting)
+            self._died(trial_id, spec, event.reason)
+
+    def _line(self, event: Line) -> None:
+        trial_id = int(event.job)
+        self._renew()
+        self.listen("line", {"trial": trial_id, "spec": self._running[trial_id], **event.line})
 
     def _finish(self, trial_id: int, spec: TrialSpec, result: TrialResult) -> None:
+        """Store it; if the lease ran out (a suspended laptop) and another process runs the trial, wait for that."""
+        if not self.store.renew([trial_id], self.owner, LEASE_SECONDS) and self.store.trial(trial_id) is None:
+            self._waiting[trial_id] = spec
+            return
         self.store.finish(trial_id, self.owner, result)
-        self._checkpoint(trial_id).remove()
+        self._remove_checkpoint(spec)
         self.listen("finished", {"trial": trial_id, "spec": spec, "result": result})
 
-    def _died(self, trial_id: int, spec: TrialSpec, reason: str, waiting: dict[int, TrialSpec]) -> None:
+    def _died(self, trial_id: int, spec: TrialSpec, reason: str) -> None:
         """Try once more; after the second death the trial is failed, with the reason."""
         self.listen("died", {"trial": trial_id, "spec": spec, "reason": reason})
         deaths = sum(attempt.how == "died" for attempt in self.store.attempts(trial_id))
         if deaths < DEATHS_ALLOWED:
             self.store.release(trial_id, self.owner, "died", reason)
-            waiting[trial_id] = spec
+            self._waiting[trial_id] = spec
             return
         self._finish(trial_id, spec, TrialResult("failed", "failure", reason, 0, 0, ()))
 

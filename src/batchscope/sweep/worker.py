@@ -1,7 +1,8 @@
 """The worker process: jobs in on standard input, results out on standard output, a JSON object a line.
 
 It dies with its parent: a thread reads the input, and when that ends (the parent closed it, or was killed) the process
-ends at once, in mid-step if need be. What the task prints goes to standard error, so that it cannot break the protocol.
+ends at once, in mid-step if need be, with the data loader's processes that it started. What the task prints goes to
+standard error, so that it cannot break the protocol.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from typing import Any, TextIO
-
-from batchscope.errors import BatchscopeError
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     def reply(kind: str, job: str, content: Any) -> None:
         replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")
 
-    from batchscope.sweep.jobs import Job, TaskReference, Workbench  # torch: only once there is work
+    from batchscope.sweep.jobs import Job, TaskReference, Workbench, refusal  # torch: only once there is work
 
     bench: Workbench | None = None
     while True:
@@ -36,14 +36,16 @@ def main() -> None:
             if bench is None:
                 bench = Workbench.from_reference(TaskReference(**first))
             reply("done", job.id, bench.do(job, lambda line, job=job: reply("line", job.id, line)))
-        except BatchscopeError as error:
-            reply("refused", job.id, {"error": type(error).__name__, "sentence": str(error)})
+        except Exception as error:
+            reply("refused", job.id, refusal(job, error))
 
 
 def _read(lines: TextIO, jobs: queue.Queue[dict[str, Any]]) -> None:
-    """Queue every line; end the process when there are no more."""
+    """Queue every line; end the process, and its children, when there are no more."""
     for line in lines:
         jobs.put(json.loads(line))
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():  # the executor made it the leader of its own group
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)
 
 

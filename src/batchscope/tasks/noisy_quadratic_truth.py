@@ -173,8 +173,22 @@ def simulate(
     s2 N/(N-1) b (1 - b/r). Equal to training in its first two moments, in every coordinate; the sample correlations
     between the training rows' columns, of order 1/sqrt(N), are left out.
     """
+    trace = simulated_trace(instance, batch_size, learning_rate, seed, goal, cadence_examples, budget_examples)
+    return crossing(trace, Goal("loss", at_most=goal))
+
+
+def simulated_trace(
+    instance: Instance,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    goal: float,
+    cadence_examples: int,
+    budget_examples: int,
+) -> tuple[Evaluation, ...]:
+    """The evaluations of one `simulate`d trial, up to its crossing, its divergence or its budget; losses alone."""
     losses = _simulated_losses(instance, batch_size, learning_rate, np.random.default_rng(seed))
-    return _crossing(losses, instance.train_size, batch_size, goal, cadence_examples, budget_examples)
+    return _trace(losses, instance.train_size, batch_size, goal, cadence_examples, budget_examples)
 
 
 def _simulated_losses(
@@ -198,7 +212,15 @@ def _simulated_losses(
 def _crossing(
     losses: Iterator[float], train_size: int, batch_size: int, goal: float, cadence_examples: int, budget_examples: int
 ) -> Crossing | None:
-    """The crossing of a run's losses, read at the first step at or past each multiple of the cadence."""
+    """The crossing of a run's losses within its budget."""
+    trace = _trace(losses, train_size, batch_size, goal, cadence_examples, budget_examples)
+    return crossing(trace, Goal("loss", at_most=goal))
+
+
+def _trace(
+    losses: Iterator[float], train_size: int, batch_size: int, goal: float, cadence_examples: int, budget_examples: int
+) -> tuple[Evaluation, ...]:
+    """A run's losses, read at the first step at or past each multiple of the cadence, up to its crossing or its end."""
     wanted = Goal("loss", at_most=goal)
     lengths = batch_lengths(train_size, batch_size)
     first = next(losses)
@@ -207,14 +229,13 @@ def _crossing(
         loss = next(losses)
         examples, step = examples + lengths[step % len(lengths)], step + 1
         if not loss < DIVERGED * first:
-            return None
+            break
         if examples >= next_look or examples >= budget_examples:
             next_look = (examples // cadence_examples + 1) * cadence_examples
             trace.append(_evaluation(step, examples, loss))
-            found = crossing(trace, wanted)
-            if found is not None:
-                return found
-    return None
+            if crossing(trace, wanted) is not None:
+                break
+    return tuple(trace)
 
 
 def _evaluation(step: int, examples: int, loss: float) -> Evaluation:

@@ -294,6 +294,31 @@ class StoreContract:
         with pytest.raises(ValueError, match="'finished'"):
             store.release(trial, me, "finished")
 
+    # --- the machine to oneself ---
+
+    def test_a_claimed_machine_gives_no_other_owner_a_trial(
+        self, store: Store, me: Owner, other: Owner, trial: int
+    ) -> None:
+        assert store.claim_machine(me, 60) == "alone"
+        assert store.claim_machine(other, 60) == "busy"
+        assert store.lease(trial, other, 60).state == "busy"
+        assert store.claim_machine(me, 60) == "alone"  # the heartbeat
+        store.free_machine(other)  # not its own to free
+        assert store.claim_machine(other, 60) == "busy"
+        assert store.lease(trial, me, 60).state == "leased"
+        store.free_machine(me)
+        assert store.claim_machine(other, 60) == "shared"
+        store.finish(trial, me, make_result())
+        assert store.claim_machine(other, 60) == "alone"
+        assert store.lease(trial, me, 60).state == "done"
+
+    def test_a_claim_or_a_lease_that_ran_out_keeps_nobody_waiting(
+        self, store: Store, me: Owner, other: Owner, trial: int
+    ) -> None:
+        store.lease(trial, other, 0.0)
+        assert store.claim_machine(me, 0.0) == "alone"
+        assert store.claim_machine(other, 60) == "alone"
+
     # --- everything about a study, and the end ---
 
     def test_study_data_gathers_what_was_stored(self, store: Store, me: Owner) -> None:

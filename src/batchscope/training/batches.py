@@ -6,18 +6,22 @@ size that the analysis uses.
 
 Two sources with one shape: `TensorSource` keeps tensors on the device and indexes them there; `DatasetSource` goes
 through torch's DataLoader. Both give the same examples in the same order for the same (seed, epoch).
+
+What an evaluation sees is `FixedBatches`: the same examples in the same chunks, whoever looked at them before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from batchscope.errors import TaskError
 from batchscope.task import Batch, Data, Task, data_size
-from batchscope.training.seeding import drawing_from, mix, permutation
+from batchscope.training.seeding import drawing_from, mix, permutation, seed_host
 
 IGNORED_TARGET = -100  # torch.nn.functional.cross_entropy's default ignore_index
 CHUNK_BYTES = 1 << 20  # gathered at once by TensorSource: about a core's second-level cache (a guess)
@@ -54,19 +58,25 @@ class TensorSource:
             yield from zip(*gathered, strict=True)
 
 
-class _SeededItems(Dataset):
-    """A data set whose items are asked for by (epoch, index) and draw their randomness from (seed, epoch, index)."""
+class _SeededBatches(Dataset):
+    """Batches asked for by (epoch, indices). What an item draws at random follows from (seed, epoch, index).
 
-    def __init__(self, dataset: Data, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    What `collate_fn` draws (masked tokens, say) follows from (seed, epoch, first index). Being asked for whole
+    batches, it saves and restores the host's generators once a batch; seeding them costs an item some 10 us.
+    """
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __init__(self, task: Task, data: Data, seed: int) -> None:
+        self.data, self.seed, self.collate = data, seed, task.collate_fn or default_collate
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        with drawing_from(mix(self.seed, epoch, index)):
-            return self.dataset[index]
+    def __getitem__(self, index: tuple[int, list[int]]) -> Batch:
+        epoch, indices = index
+        items = []
+        with drawing_from(0):
+            for i in indices:
+                seed_host(mix(self.seed, epoch, i))
+                items.append(self.data[i])
+            seed_host(mix(self.seed, epoch, indices[0], 1))
+            return self.collate(items)
 
 
 class DatasetSource:
@@ -74,27 +84,32 @@ class DatasetSource:
 
     def __init__(self, task: Task, seed: int, device: torch.device) -> None:
         self.task, self.device, self.seed = task, device, seed
-        self.items, self.size = _SeededItems(task.train, seed), len(task.train)
+        self.batches, self.size = _SeededBatches(task, task.train, seed), data_size(task.train)
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Collated batches, moved to the device."""
         order = permutation(self.seed, epoch, self.size).tolist()
-        batches = [order[i : i + batch_size] for i in range(start * batch_size, self.size, batch_size)]
-        yield from _load(self.items, [[(epoch, i) for i in batch] for batch in batches], self.task, self.device)
+        keys = [(epoch, order[i : i + batch_size]) for i in range(start * batch_size, self.size, batch_size)]
+        yield from _load(self.batches, keys, self.task, self.device)
 
 
-def _load(items: Dataset, batches: list[list[Any]], task: Task, device: torch.device) -> Iterator[Batch]:
-    """The given batches of keys, collated in order, on the device. Draws nothing from the global generators."""
+def _load(batches: Dataset, keys: list[Any], task: Task, device: torch.device) -> Iterator[Batch]:
+    """The batches of the given keys, in order, on the device. Draws nothing from the global generators."""
     loader = DataLoader(
-        items,
-        batch_sampler=batches,
-        collate_fn=task.collate_fn,
-        num_workers=task.num_workers,
+        batches,
+        batch_size=None,  # a key is a whole batch already
+        sampler=keys,
+        collate_fn=_as_it_is,
+        num_workers=task.num_workers if keys else 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
         yield to_device(batch, device)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def make_source(task: Task, seed: int, device: torch.device) -> Source:
@@ -124,6 +139,9 @@ class FixedBatches:
 
     Tensors are sliced as they are. A Dataset's items are drawn once with fixed seeds and kept when they take less than
     `keep_bytes`; augmentation inside its `__getitem__` cannot be switched off from here, but never changes.
+
+    What is kept is handed out as a copy at first. If the first pass left all copies unchanged, later passes share the
+    kept tensors; a model that works on its input in place goes on getting copies.
     """
 
     def __init__(
@@ -132,27 +150,35 @@ class FixedBatches:
         self.task, self.device, self.keep_bytes = task, device, keep_bytes
         self.size = len(indices) if indices is not None else data_size(data)
         self._kept: list[Batch] | None = None
+        self._copies = True
         if isinstance(data, (tuple, list)):
-            tensors = [t if indices is None else t[torch.as_tensor(indices)] for t in data]
+            tensors = [t if indices is None else t[torch.as_tensor(indices, device=t.device)] for t in data]
             chunks = zip(*[t.to(device).split(EVALUATION_BATCH) for t in tensors], strict=True)
             self._kept = list(chunks)
         else:
-            self._items = _SeededItems(data, 0)
+            self._batches = _SeededBatches(task, data, 0)
             self._indices = indices if indices is not None else list(range(self.size))
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._kept is not None:
+        if self._kept is not None and not self._copies:
             yield from self._kept
             return
-        keys = [(-1, i) for i in self._indices]
-        batches = [keys[i : i + EVALUATION_BATCH] for i in range(0, len(keys), EVALUATION_BATCH)]
-        kept: list[Batch] = []
-        size = 0
-        for batch in _load(self._items, batches, self.task, self.device):
-            size += nbytes(batch)
-            kept.append(batch) if size <= self.keep_bytes else kept.clear()
-            yield batch
-        self._kept = kept if size <= self.keep_bytes else None
+        kept: list[Batch] | None = []
+        unchanged, room = True, self.keep_bytes if self._kept is None else math.inf
+        for batch in self._read():
+            room -= nbytes(batch)
+            kept = [*kept, batch] if kept is not None and room >= 0 else None
+            copy = mapped(batch, torch.clone)
+            yield copy
+            unchanged = unchanged and all(t._version == 0 for t in tensors_in(copy))
+        self._kept, self._copies = kept, not unchanged
+
+    def _read(self) -> Iterator[Batch]:
+        """The chunks, from memory or from the Dataset."""
+        if self._kept is not None:
+            return iter(self._kept)
+        keys = [(-1, self._indices[i : i + EVALUATION_BATCH]) for i in range(0, self.size, EVALUATION_BATCH)]
+        return _load(self._batches, keys, self.task, self.device)
 
 
 def fixed_subset(size: int, wanted: int) -> list[int]:
@@ -160,28 +186,38 @@ def fixed_subset(size: int, wanted: int) -> list[int]:
     return permutation(0, -1, size)[:wanted].sort().values.tolist()
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with every tensor in it on the device (tuples, lists and dicts are kept as they are)."""
+def mapped(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """A batch with the function applied to every tensor in it; tuples, lists and mappings keep their kind."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {k: to_device(v, device) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(v, device) for v in batch))
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return _rebuilt(batch, [mapped(value, function) for value in batch.values()])
     if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(v, device) for v in batch)
+        return _rebuilt(batch, [mapped(value, function) for value in batch])
     return batch
+
+
+def _rebuilt(batch: Batch, values: list[Any]) -> Batch:
+    """A container like `batch` with other values in it."""
+    if isinstance(batch, Mapping):
+        filled = dict(zip(batch, values, strict=True))
+        return filled if isinstance(batch, dict) else type(batch)(filled)
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with every tensor in it on the device; an object of the user's is asked to move itself."""
+    if not isinstance(batch, (torch.Tensor, Mapping, tuple, list)) and hasattr(batch, "to"):
+        return batch.to(device)
+    return mapped(batch, lambda t: t.to(device, non_blocking=True))
 
 
 def tensors_in(batch: Batch) -> Iterator[torch.Tensor]:
     """Every tensor of a batch, depth first."""
     if isinstance(batch, torch.Tensor):
         yield batch
-    elif isinstance(batch, dict):
-        for value in batch.values():
-            yield from tensors_in(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
             yield from tensors_in(value)
 
 
@@ -192,7 +228,13 @@ def nbytes(batch: Batch) -> int:
 
 def examples_in(batch: Batch) -> int:
     """Examples of a batch: the first dimension of its first tensor that has one."""
-    return next(len(t) for t in tensors_in(batch) if t.dim() > 0)
+    for tensor in tensors_in(batch):
+        if tensor.dim() > 0:
+            return len(tensor)
+    raise TaskError(
+        f"expected a batch with a tensor whose first dimension counts examples, got a {type(batch).__name__} "
+        "without one: let collate_fn return a tuple or a dict of tensors"
+    )
 
 
 def units_in(task: Task, batch: Batch) -> int:
@@ -200,7 +242,7 @@ def units_in(task: Task, batch: Batch) -> int:
     if task.count is not None:
         return int(task.count(batch))
     if task.unit == "tokens":
-        target = batch["labels"] if isinstance(batch, dict) and "labels" in batch else batch[1]
+        target = batch["labels"] if isinstance(batch, Mapping) and "labels" in batch else batch[1]
         return int((target != IGNORED_TARGET).sum())
     return examples_in(batch)
 
@@ -209,11 +251,10 @@ def split(batch: Batch, size: int) -> list[Batch]:
     """A batch cut along its first dimension into micro-batches of `size` examples, the last one possibly shorter."""
     if isinstance(batch, torch.Tensor):
         return list(batch.split(size)) if batch.dim() > 0 else [batch]
-    if isinstance(batch, dict):
-        parts = {k: split(v, size) for k, v in batch.items()}
-        return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return [type(batch)(*values) for values in zip(*(split(v, size) for v in batch), strict=True)]
-    if isinstance(batch, (tuple, list)):
-        return [type(batch)(values) for values in zip(*(split(v, size) for v in batch), strict=True)]
-    raise TypeError(f"a batch of {type(batch).__name__} cannot be cut into micro-batches")
+    if isinstance(batch, (Mapping, tuple, list)):
+        members = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+        return [_rebuilt(batch, list(values)) for values in zip(*(split(m, size) for m in members), strict=True)]
+    raise TaskError(
+        f"expected a batch of tensors to cut into micro-batches, got a {type(batch).__name__} in it: "
+        "let collate_fn return tensors only, or train without micro-batches"
+    )

@@ -3,11 +3,13 @@
 Model, optimiser, schedule, random generators, position in the data order, trace. The initial weights are not in it:
 they follow from the seed. Written to a temporary file and renamed, so that a kill leaves the old one or the new one;
 read with `weights_only=True`, so that a checkpoint cannot run code. A file that cannot be read, or belongs to another
-trial, counts as none: the trial starts again.
+trial, counts as none: the trial starts again. So does one whose optimiser or schedule holds what cannot be written
+that way (a function, say): it has no checkpoints, and its result is the same.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import pickle
@@ -16,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from batchscope.errors import StoreError
 from batchscope.records import Evaluation, TrialSpec, from_plain, to_plain
+from batchscope.training.device import is_out_of_memory
 from batchscope.training.seeding import rng_state, set_rng_state
 
 
@@ -53,7 +57,8 @@ class Checkpoint:
             "position": [position.step, position.examples, position.epoch, position.batch],
             "trace": json.dumps(to_plain(position.trace)),
             "best_state": position.best_state,
-            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "parts": {name: _plain(part.state_dict()) for name, part in parts.items()},
+            "buffers": _buffers(parts),
             "rng": rng_state(),
         }
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
@@ -61,8 +66,12 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, temporary)
             os.replace(temporary, self.path)
+        except (AttributeError, TypeError, pickle.PicklingError):  # pickle's three ways to say that it cannot
+            temporary.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             temporary.unlink(missing_ok=True)
+            if is_out_of_memory(error):
+                raise
             raise StoreError(
                 f"expected to write a checkpoint at {self.path}, got {error}: free some space; finished trials are safe"
             ) from error
@@ -74,17 +83,39 @@ class Checkpoint:
             return None
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        except Exception:  # a damaged file can make the unpickler fail in any way
             return None
-        if state.get("key") != spec.key():
+        if not isinstance(state, dict) or state.get("key") != spec.key():
             return None
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
+        for name, saved in state["buffers"].items():
+            for key, buffer in _buffers(parts)[name].items():
+                buffer.copy_(saved[key])
         set_rng_state(state["rng"])
         step, examples, epoch, batch = state["position"]
         trace = [from_plain(Evaluation, line) for line in json.loads(state["trace"])]
         return Position(step, examples, epoch, batch, trace, state["best_state"])
 
     def remove(self) -> None:
-        """Delete the file: the trial is finished and stored."""
+        """Delete the file, and what a kill left of unfinished ones: the trial is finished and stored."""
         self.path.unlink(missing_ok=True)
+        for leftover in self.path.parent.glob(f"{glob.escape(self.path.stem)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _buffers(parts: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """Every module's buffers; those registered with persistent=False are not in its `state_dict`."""
+    modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {name: dict(module.named_buffers()) for name, module in modules.items()}
+
+
+def _plain(state: Any) -> Any:
+    """A state with numpy's numbers as Python's of the same value (a schedule that calls numpy leaves them there)."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) is dict:
+        return {key: _plain(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(_plain(value) for value in state)
+    return state

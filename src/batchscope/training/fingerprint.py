@@ -2,11 +2,11 @@
 
 Components, each hashed by itself so that a change can be named:
     parameters   names, shapes, types and which of them train
-    gradient     loss, gradients and weights over two seeded steps at learning rate 1e-3, on a few examples, metrics too
+    gradient     loss, metrics, gradients and weights over two seeded steps at learning rate 1e-3, on a few examples
     data         every byte of tensors; of a Dataset, its length and 256 items spread evenly over it
-    optimizer    its class, its settings at learning rate 1e-3 and the layout of its state
-    schedule     the learning rates over ten steps
-    goal         goal, unit, metric names, clipping
+    optimizer    its class, its settings at learning rate 1e-3, the layout of its state, clipping
+    schedule     its own settings, and all the optimiser's over a horizon of 1000 steps
+    goal         goal, unit, metric names
     precision    precision
     versions     torch's version and the training loop's
 The same task gives the same fingerprint on the same kind of machine; other hardware rounds differently, and then its
@@ -16,21 +16,25 @@ trials are rightly not mixed.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from batchscope.records import Goal
 from batchscope.task import Data, Task, data_size
-from batchscope.training.batches import FixedBatches, tensors_in
+from batchscope.training.batches import FixedBatches
 from batchscope.training.seeding import drawing_from, seed_everything
-from batchscope.training.step import evaluate, make_step
+from batchscope.training.step import evaluate, make_model, make_step
 
 LOOP_VERSION = 1  # raised whenever the loop's arithmetic changes
 EXAMPLES = 8  # examples of each of the two steps: enough to notice a change, cheap for a large model
 ITEMS = 256  # items of a Dataset that are hashed (a guess at what is cheap)
 LEARNING_RATE = 1e-3  # of the two steps; not the task's own, which is part of the trial and not of the task
+SCHEDULE_STEPS = 1000  # some 10 ms; a change that only shows in later steps must show in the schedule's settings
+CPU = torch.device("cpu")
 
 
 def fingerprint(task: Task) -> tuple[str, dict[str, str]]:
@@ -40,7 +44,7 @@ def fingerprint(task: Task) -> tuple[str, dict[str, str]]:
     try:
         components = _of_training(task) | {
             "data": _hash(*[_data(task, part) for part in (task.train, task.valid, task.test) if part is not None]),
-            "goal": _hash(_goal(task.goal), task.unit, sorted(task.metrics), task.clip_norm),
+            "goal": _hash(_goal(task.goal), task.unit, sorted(task.metrics)),
             "precision": _hash(task.precision),
             "versions": _hash(str(torch.__version__), LOOP_VERSION),
         }
@@ -62,28 +66,43 @@ def _goal(goal: Goal | None) -> str:
 def _of_training(task: Task) -> dict[str, str]:
     """Hashes of everything that takes a model: two seeded steps on the first examples, on the CPU."""
     seed_everything(0)
-    model = task.model().train()
+    model = make_model(task, CPU)
     optimizer = task.optimizer(model, LEARNING_RATE)
-    scheduler = task.schedule(optimizer, 10) if task.schedule is not None else None
     parameters = [(n, tuple(p.shape), str(p.dtype), p.requires_grad) for n, p in model.named_parameters()]
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    batch = next(iter(FixedBatches(task, task.train, list(range(min(EXAMPLES, task.train_size))), torch.device("cpu"))))
+    modes = [module.training for module in model.modules()]
+    settings = _settings(optimizer)
+    batch = next(iter(FixedBatches(task, task.train, list(range(min(EXAMPLES, task.train_size))), CPU)))
     step = make_step(task, model, optimizer, precision=task.precision)
     seen: list[Any] = [evaluate(task, model, [batch], task.precision)]
     for _ in range(2):
         step(batch)
         seen += [p.grad for p in model.parameters()] + list(model.state_dict().values())
     layout = [sorted((k, str(getattr(v, "shape", v))) for k, v in s.items()) for s in optimizer.state.values()]
-    rates = []
-    for _ in range(10 if scheduler is not None else 0):
-        scheduler.step()
-        rates.append([group["lr"] for group in optimizer.param_groups])
     return {
-        "parameters": _hash(parameters),
+        "parameters": _hash(parameters, modes),
         "gradient": _hash(*seen),
-        "optimizer": _hash(type(optimizer).__name__, settings, layout),
-        "schedule": _hash(rates),
+        "optimizer": _hash(type(optimizer).__name__, settings, layout, task.clip_norm),
+        "schedule": _schedule(task, optimizer),
     }
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The settings of every parameter group, the learning rate among them."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def _schedule(task: Task, optimizer: torch.optim.Optimizer) -> str:
+    """Hash of a schedule: its state, which holds its settings, and what it does to the optimiser."""
+    if task.schedule is None:
+        return _hash()
+    scheduler = task.schedule(optimizer, SCHEDULE_STEPS)
+    seen = [type(scheduler).__name__, scheduler.state_dict(), _settings(optimizer)]
+    optimizer.zero_grad()  # no gradient, no change of the weights: the step is made only because schedules expect one
+    optimizer.step()
+    for _ in range(SCHEDULE_STEPS):
+        scheduler.step()
+        seen.append(_settings(optimizer))
+    return _hash(*seen)
 
 
 def _data(task: Task, data: Data) -> str:
@@ -107,11 +126,11 @@ def _hash(*values: Any) -> str:
 def _update(digest: Any, value: Any) -> None:
     """Feed one value to the hash, with its kind, so that unlike values never look alike."""
     if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu().contiguous()
+        tensor = value.detach().to_dense().cpu().contiguous()
         digest.update(f"tensor {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
-    elif isinstance(value, dict):
-        digest.update(b"dict")
+    elif isinstance(value, Mapping):
+        digest.update(f"dict {len(value)}".encode())
         for key in value:
             _update(digest, key)
             _update(digest, value[key])
@@ -121,5 +140,24 @@ def _update(digest: Any, value: Any) -> None:
             _update(digest, item)
     elif isinstance(value, (str, int, float, bool, type(None))):
         digest.update(f"{type(value).__name__} {value!r}".encode())
-    elif next(tensors_in(value), None) is None:  # an image, an array, an object of the user's: by its content
-        digest.update(pickle.dumps(value))
+    else:  # an image, an array, an object of the user's
+        digest.update(_contents(value))
+
+
+def _contents(value: Any) -> bytes:
+    """An object by what it holds; by its class alone where that cannot be had."""
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer).dump(value)
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return type(value).__qualname__.encode()
+    return buffer.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes a tensor by its contents instead of its address, and a function or class by its name."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        if isinstance(obj, torch.Tensor):
+            return _hash(obj)
+        return getattr(obj, "__qualname__", None) if callable(obj) else None

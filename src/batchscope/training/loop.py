@@ -14,23 +14,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from batchscope.errors import BatchscopeError
 from batchscope.records import Evaluation, Goal, StopRule, TrialResult, TrialSpec
 from batchscope.task import Task
-from batchscope.training.batches import FixedBatches, fixed_subset, make_source
+from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
 from batchscope.training.device import is_out_of_memory
 from batchscope.training.seeding import seed_everything
-from batchscope.training.step import evaluate, make_step
+from batchscope.training.step import evaluate, make_model, make_step
 
 Crossed = Callable[[Sequence[Evaluation], Goal], bool]
 
-TRAIN_SUBSET = (
-    4096  # examples of the fixed subset on which the training loss is measured (at most the validation set's size)
-)
+TRAIN_SUBSET = 4096  # examples of the fixed subset that measures the training loss (at most the validation set's size)
 DIVERGED_FACTOR = 10.0  # a training loss above this many times its initial value, at
 DIVERGED_EVALUATIONS = 3  # so many evaluations running, counts as diverged (both guesses; non-finite counts at once)
 
@@ -95,20 +94,31 @@ def train(
     )
 
 
-def _run(task, spec, position, device, evaluator, crossed, checkpoint, on_evaluation):
+def _run(
+    task: Task,
+    spec: TrialSpec,
+    position: Position,
+    device: torch.device,
+    evaluator: Evaluator,
+    crossed: Crossed | None,
+    checkpoint: Checkpoint | None,
+    on_evaluation: Callable[[Evaluation], None] | None,
+) -> tuple[str, float, dict[str, float] | None]:
     """The loop itself; advances `position` in place. Returns how it ended, |w0| and the test metrics."""
     arm, stop = spec.arm, spec.stop
     seed_everything(spec.seed)
-    model = task.model().to(device).train()
+    model = make_model(task, device)
     weights = [p for p in model.parameters() if p.requires_grad]
     initial = [p.detach().clone() for p in weights]
     optimizer = task.optimizer(model, arm.learning_rate)
-    total_steps = math.ceil(stop.budget_examples / arm.batch_size)
-    scheduler = task.schedule(optimizer, total_steps) if task.schedule is not None else None
-    step = make_step(task, model, optimizer, micro_batch_size=arm.micro_batch_size, precision=arm.precision)
     source = make_source(task, spec.seed, device)
+    horizon = steps_within(stop.budget_examples, source.size, arm.batch_size)
+    scheduler = task.schedule(optimizer, horizon) if task.schedule is not None else None
+    step = make_step(task, model, optimizer, micro_batch_size=arm.micro_batch_size, precision=arm.precision)
 
-    parts = {"model": model, "optimizer": optimizer} | ({"scheduler": scheduler} if scheduler is not None else {})
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    if scheduler is not None:
+        parts["scheduler"] = scheduler
     if checkpoint is not None and (resumed := checkpoint.load(spec, parts)) is not None:
         position.__dict__.update(resumed.__dict__)
 
@@ -126,7 +136,7 @@ def _run(task, spec, position, device, evaluator, crossed, checkpoint, on_evalua
         if on_evaluation is not None:
             on_evaluation(line)
         if evaluator.test is not None and _best(position.trace) is line:
-            position.best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            position.best_state = mapped(model.state_dict(), torch.clone)
         return ending(position.trace, stop, source.size, crossed)
 
     ended_by = ending(position.trace, stop, source.size, crossed) if position.trace else look(math.nan)
@@ -157,6 +167,12 @@ def _run(task, spec, position, device, evaluator, crossed, checkpoint, on_evalua
         model.load_state_dict(position.best_state)
         test = evaluate(task, model, evaluator.test, arm.precision)
     return ended_by, norm_of_difference(initial, None), test
+
+
+def steps_within(examples: int, train_size: int, batch_size: int) -> int:
+    """Steps until a trial has used that many examples: ceil(N / B) in a whole epoch, the last short batch included."""
+    epochs, rest = divmod(examples, train_size)
+    return epochs * math.ceil(train_size / batch_size) + math.ceil(rest / batch_size)
 
 
 def ending(trace: Sequence[Evaluation], stop: StopRule, train_size: int, crossed: Crossed | None) -> str | None:

@@ -4,6 +4,8 @@
 - The order of examples in epoch e is a permutation drawn from (seed, e) alone: the same for every batch size.
 - Random augmentation of example i in epoch e draws from (seed, e, i) alone: the same for every batch size,
   for any number of loader workers, and after a resume in mid-epoch.
+- A loss that draws at random (diffusion, sampling) draws the same numbers at every evaluation, and leaves the
+  training's generators as they were: see `training/step.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,14 @@ def mix(*parts: int) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed torch (all devices), Python's and numpy's global generators."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**64)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def seed_host(seed: int) -> None:
+    """Seed the host's global generators: what a loader's worker process may touch."""
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
@@ -61,12 +70,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
+def drawing_from(seed: int) -> Generator[None]:
     """Inside, the host's global generators are seeded with `seed`; afterwards they are as they were."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    seed_host(seed)
     try:
         yield
     finally:

@@ -6,6 +6,9 @@ Accumulation: a batch of n units (examples, or counted tokens) in micro-batches 
 
 so that the gradient is the big batch's up to float rounding, a ragged last micro-batch and unequal token counts
 included. (Batch norm sees micro-batches: there the micro-batch size changes the mathematics and is part of the trial.)
+
+An evaluation leaves no mark on the training: the modes of the model's modules and torch's generators are as before,
+and what a loss draws at random comes from one fixed seed, so that evaluations differ by the weights alone.
 """
 
 from __future__ import annotations
@@ -20,6 +23,18 @@ from batchscope.training.batches import examples_in, split, units_in
 
 Step = Callable[[Batch], None]
 
+EVALUATION_SEED = 0  # of what a loss draws at random while it is evaluated
+
+
+def make_model(task: Task, device: torch.device) -> torch.nn.Module:
+    """A fresh model in training mode, on the device.
+
+    A model that comes in eval mode (a loaded one, say) is switched; layers that the task itself put into eval mode
+    inside a model in training mode (frozen batch norm) are left so.
+    """
+    model = task.model().to(device)
+    return model if model.training else model.train()
+
 
 def make_step(
     task: Task,
@@ -31,7 +46,7 @@ def make_step(
 ) -> Step:
     """A function that trains on one batch. The plain case is as short as a hand-written loop's body."""
     device_type = next(model.parameters()).device.type
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    updated = [p for group in optimizer.param_groups for p in group["params"]]
     loss_of, clip = task.batch_loss, task.clip_norm
 
     def backward(batch: Batch, weight: float | None) -> None:
@@ -42,8 +57,8 @@ def make_step(
             loss = loss_of(model, batch)
         (loss if weight is None else loss * weight).backward()
 
-    def accumulate(batch: Batch) -> None:
-        parts = split(batch, micro_batch_size)  # type: ignore[arg-type]
+    def accumulate(batch: Batch, size: int) -> None:
+        parts = split(batch, size)
         units = [units_in(task, part) for part in parts]
         total = max(1, sum(units))
         for part, n in zip(parts, units, strict=True):
@@ -53,11 +68,11 @@ def make_step(
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
         if micro_batch_size is not None and examples_in(batch) > micro_batch_size:
-            accumulate(batch)
+            accumulate(batch, micro_batch_size)
         else:
             backward(batch, None)
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            torch.nn.utils.clip_grad_norm_(updated, clip)
         optimizer.step()
 
     return step
@@ -67,24 +82,31 @@ def make_step(
 def evaluate(task: Task, model: torch.nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> dict[str, float]:
     """Mean loss and metrics over all examples (token-weighted for the loss with unit="tokens"), in eval mode.
 
-    A chunk whose loss is not finite ends the evaluation: everything is nan, and no metric sees such outputs.
-    The model is left in training mode.
+    A chunk whose loss is not finite ends the evaluation: everything is nan, and no metric sees such outputs. A chunk
+    in which no unit counts has no mean and is left out.
     """
-    model.eval()
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
-    try:
-        for batch in batches:
-            values = _values(task, model, batch, precision)
-            if not math.isfinite(values["loss"]):
-                return dict.fromkeys(values, math.nan)
-            for name, value in values.items():
-                weight = units_in(task, batch) if name == "loss" else examples_in(batch)
-                sums[name] = sums.get(name, 0.0) + weight * value
-                weights[name] = weights.get(name, 0.0) + weight
-    finally:
-        model.train()
-    return {name: total / weights[name] for name, total in sums.items()}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(EVALUATION_SEED)
+        model.eval()
+        try:
+            for batch in batches:
+                units = units_in(task, batch)
+                values = _values(task, model, batch, precision) if units > 0 else {}
+                if values and not math.isfinite(values.get("loss", math.nan)):
+                    return dict.fromkeys(values, math.nan)
+                for name, value in values.items():
+                    weight = units if name == "loss" else examples_in(batch)
+                    sums[name] = sums.get(name, 0.0) + weight * value
+                    weights[name] = weights.get(name, 0.0) + weight
+        finally:
+            model.train()  # for modules that do something when their mode changes
+            for module, training in modes:
+                module.training = training
+    return {name: total / weights[name] for name, total in sums.items()} or {"loss": math.nan}
 
 
 def _values(task: Task, model: torch.nn.Module, batch: Batch, precision: str) -> dict[str, float]:
@@ -96,7 +118,7 @@ def _values(task: Task, model: torch.nn.Module, batch: Batch, precision: str) ->
         if task.step is not None:
             return {"loss": float(task.step(model, batch))}
         output = model(batch[0])
-        loss = float(task.loss(output, batch[1]))  # type: ignore[misc]
+        loss = float(task.loss_of(output, batch[1]))
     if not math.isfinite(loss):
         return dict.fromkeys(("loss", *task.metrics), math.nan)
     return {"loss": loss} | {name: float(metric(output, batch[1])) for name, metric in task.metrics.items()}

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from batchscope.analysis.table import analyse
-from batchscope.analysis.target import crossing
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import (
     Conditions,
@@ -29,33 +32,29 @@ from batchscope.records import (
     StudySettings,
     TimingPass,
     TrialRecord,
-    TrialSpec,
     from_plain,
 )
 from batchscope.store.base import Store
+from batchscope.store.owner import Owner
 from batchscope.store.sqlite import open_store
-from batchscope.sweep.executors.base import Died, Done, Executor, Refused
+from batchscope.sweep.executors.base import Done, Executor, Line, Refused
 from batchscope.sweep.executors.inline import InlineExecutor
 from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import Job, TaskReference
-from batchscope.sweep.plan import (
-    LearningRateSearch,
-    arms_of,
-    default_batch_sizes,
-    default_cadence,
-    seeds_of,
-    tuning_seeds_of,
-)
+from batchscope.sweep.phases import Phases
+from batchscope.sweep.plan import arms_of, default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
 from batchscope.sweep.runner import Listener, Runner, as_error
 from batchscope.task import Task, load_task
 from batchscope.training.checks import CheckedTask, check_batch_sizes, check_task
+from batchscope.training.device import pick_device, set_up
 from batchscope.training.fingerprint import changed
+from batchscope.training.seeding import drawing_from
 from batchscope.verbs.report import default_path
 
 DEFAULT_STORE = "batchscope.db"
-OWN_GOAL_SLACK = (
-    0.02  # goal=None: the own point's lowest loss plus 2 % of its fall, so that most seeds reach it (a guess)
-)
+OWN_GOAL_SLACK = 0.02  # goal=None: the lowest loss plus 2 % of its fall, so that most seeds reach it (a guess)
+CLAIM_SECONDS = 600.0  # longer than a timing pass; a process that is gone loses its claim at once
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,12 @@ def study(
         task: a reference (`path.py`, `path.py:function`, `package.module:function`, built-in name), run by worker
             processes; or a `Task` object, run in this process, one trial at a time.
         batch_sizes: global, in examples; default: up to eight powers of two from 8 to a quarter of the data.
-        policy: "held" (the task's own learning rate at every batch size), "tuned" (searched at every batch size), "both".
+        policy: "held" (the task's own learning rate at every batch size), "tuned" (searched at each) or "both".
         seeds: how many seeds are reported for every batch size and policy.
-        patience: epochs without a lower validation loss after which a trial counts as converged (minimum improvement 0).
+        patience: epochs without a lower validation loss after which a trial has converged (minimum improvement 0).
         seed: which block of seeds; studies with different seeds share no randomness.
-        budget: most that may be spent, in reference runs; trials that do not fit in are left out, and said to be.
+        budget: most that may be spent, in reference runs, the reference run included; trials that might not fit are
+            left out, and said to be.
         store: the SQLite file; an existing one is continued.
         report: where to write the HTML page; default: beside the store. `draw=False` writes none.
         checkpoint_seconds: how often a running trial is saved.
@@ -150,17 +150,21 @@ def study(
 
     Returns: the rows, claims and fitted law, as in `--json`. Raises BatchscopeError with one sentence.
     """
-    request = prepare(
-        task, batch_sizes=batch_sizes, policy=policy, seeds=seeds, patience=patience, seed=seed, budget=budget
-    )
     hear: Listener = listen or (lambda kind, details: None)
-    with open_store(store) as opened:
-        _remember(opened, request, hear)
-        with _executor(request) as executor:
-            study_id = _measure(opened, request, executor, Path(store), checkpoint_seconds, hear)
-        data = opened.study_data(study_id)
-        result = analyse(data)
-        opened.finish_study(study_id)
+    with drawing_from(0):  # a notebook keeps its random numbers
+        request = prepare(
+            task, batch_sizes=batch_sizes, policy=policy, seeds=seeds, patience=patience, seed=seed, budget=budget
+        )
+        with open_store(store) as opened:
+            notes = _remember(opened, request)
+            for note in notes:
+                hear("note", {"text": note})
+            with _executor(request) as executor:
+                study_id, left_out = _measure(opened, request, executor, Path(store), checkpoint_seconds, hear)
+            data = opened.study_data(study_id)
+            result = analyse(data)
+            opened.finish_study(study_id)
+    result = dataclasses.replace(result, notes=(*result.notes, *notes, *left_out))
     if draw:
         result = _draw(result, data, report or default_path(store, request.task.name, study_id), hear)
     return result
@@ -185,106 +189,172 @@ def _executor(request: Request) -> Executor:
     return LocalExecutor(TaskReference.here(request.reference, request.checked.fingerprint), 1)
 
 
-def _remember(store: Store, request: Request, hear: Listener) -> None:
-    """Note the task, and say so where another one of the same name has trials here: they are not used."""
-    name, checked = request.task.name, request.checked
-    for seen in store.other_fingerprints(name, checked.fingerprint)[:1]:
-        if seen.trials:
-            what = " and ".join(changed(seen.components, checked.components)) or "something"
-            text = (
-                f"task {name!r} has changed since its {seen.trials} stored trials ({what} differs): they are not used"
-            )
-            hear("note", {"text": text})
+def _remember(store: Store, request: Request) -> list[str]:
+    """Note the task; what to say of its past: another one of the same name has trials here, which are not used."""
+    name, checked, notes = request.task.name, request.checked, []
+    before = [seen for seen in store.other_fingerprints(name, checked.fingerprint) if seen.trials]
+    for seen in before[:1]:
+        what = changed(seen.components, checked.components)
+        notes.append(
+            f"Task {name!r} is not the one of {seen.trials} trials stored under that name, which are not used: "
+            f"{' and '.join(what) or 'something'} differ{'s' * (len(what) < 2)}."
+        )
     store.remember_task(name, checked.fingerprint, checked.components)
     if request.reference is None:
-        hear(
-            "note",
-            {"text": "a Task object runs in this process, one trial at a time; give a file or a name to use all cores"},
+        notes.append(
+            "The task came as an object: its trials ran in this process, one at a time; a file uses all cores."
         )
-
-
-def call(executor: Executor, job: Job) -> Any:
-    """Do one job that is not a trial, by itself; a worker that dies under it is replaced once."""
-    for _ in range(2):
-        executor.start(job)
-        while True:
-            for event in executor.events(1.0):
-                if isinstance(event, Done):
-                    return event.result
-                if isinstance(event, Refused):
-                    raise as_error(event)
-                if isinstance(event, Died):
-                    reason = event.reason
-                    break
-            else:
-                continue
-            break
-    raise CannotAnswer(f"expected a worker to measure the task's {job.kind}, it died twice: {reason}")
+    return notes
 
 
 def _measure(
     store: Store, request: Request, executor: Executor, path: Path, checkpoint_seconds: float, hear: Listener
-) -> str:
-    """Run everything that the study still lacks; returns its id."""
-    workers, conditions = _workers(store, request, executor, hear)
-    if isinstance(executor, LocalExecutor):
-        executor.slots = workers
+) -> tuple[str, tuple[str, ...]]:
+    """Run everything that the study still lacks; returns its id and what was left out."""
     checkpoints = path.resolve().parent / f"{path.name}.checkpoints"
+    fingerprint = request.checked.fingerprint
 
-    def runner(study_id: str | None, goal: Goal | None) -> Runner:
-        return Runner(
-            store,
-            study_id,
-            request.checked.fingerprint,
-            conditions,
-            goal,
-            executor,
-            checkpoints,
-            checkpoint_seconds,
-            hear,
-        )
+    def runner(study_id: str | None, goal: Goal | None, conditions: Conditions) -> Runner:
+        return Runner(store, study_id, fingerprint, conditions, goal, executor, checkpoints, checkpoint_seconds, hear)
 
-    goal = request.task.goal or _own_goal(runner(None, None), request, hear)
-    settings = _settings(request, goal, workers, conditions)
+    def own_goal(conditions: Conditions) -> tuple[Goal, list[TrialRecord]]:
+        return _own_goal(runner(None, None, conditions), request, hear)
+
+    settings, already = _settled(store, request, executor, own_goal, hear)
     study_id = store.save_study(settings)
-    _Trials(store, request, settings, study_id, runner(study_id, goal), hear).run()
-    if store.timing(study_id) is None:
-        hear("phase", {"roles": {"timing": len(request.batch_sizes)}, "trials": 0})
-        job = Job("timing", "timing", {"batch_sizes": list(request.batch_sizes), "threads": conditions.threads})
-        store.set_timing(study_id, from_plain(TimingPass, call(executor, job)))
+    run = runner(study_id, settings.goal, settings.conditions)
+    left_out = Phases(store, study_id, run, request.budget, already).run()
+    for note in left_out:
+        hear("note", {"text": note})
+    _time(store, study_id, request, executor, settings.conditions, hear)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
-    return study_id
+    return study_id, left_out
 
 
-def _workers(store: Store, request: Request, executor: Executor, hear: Listener) -> tuple[int, Conditions]:
-    """How many workers, under which conditions: as an earlier study of this task chose, else measured now."""
+def _settled(
+    store: Store,
+    request: Request,
+    executor: Executor,
+    own_goal: Callable[[Conditions], tuple[Goal, list[TrialRecord]]],
+    hear: Listener,
+) -> tuple[StudySettings, list[TrialRecord]]:
+    """What is chosen once and stored: workers, conditions, goal; and the trials that the goal took.
+
+    Two commands that start together must choose alike, or their trials are not the same. So the choice is made, and
+    stored with the study, while the machine is claimed. An open goal takes a training run in between: whoever then finds
+    that another command has chosen otherwise follows it.
+    """
+    with _machine(store, hear):
+        chosen = _chosen(store, request) or _choose(request, executor, hear)
+        if request.task.goal is not None:
+            settings = _settings(request, request.task.goal, *chosen)
+            store.save_study(settings)
+            _open_slots(executor, settings.workers)
+            return settings, []
+    while True:
+        _open_slots(executor, chosen[0])
+        goal, ran = own_goal(chosen[1])
+        with _machine(store, hear):
+            others = _chosen(store, request)
+            if others is None or others == chosen:
+                settings = _settings(request, goal, *chosen)
+                store.save_study(settings)
+                return settings, ran
+        chosen = others
+
+
+def _open_slots(executor: Executor, workers: int) -> None:
+    """As many worker processes as were chosen; in this process there is one slot whatever was chosen."""
+    if isinstance(executor, LocalExecutor):
+        executor.slots = workers
+
+
+@contextmanager
+def _machine(store: Store, hear: Listener, alone: bool = False) -> Iterator[Callable[[], None]]:
+    """Claim the machine; with `alone`, wait for the trials of others to end. Gives the heartbeat of the claim."""
+    owner, told = Owner.here(), False
+    try:
+        while (state := store.claim_machine(owner, CLAIM_SECONDS)) == "busy" or (alone and state == "shared"):
+            if not told:
+                hear("note", {"text": "waiting for another command on this store, so as to measure alone"})
+                told = True
+            time.sleep(POLL_SECONDS)
+        yield lambda: None if store.claim_machine(owner, CLAIM_SECONDS) else None
+    finally:
+        store.free_machine(owner)
+
+
+def _chosen(store: Store, request: Request) -> tuple[int, Conditions] | None:
+    """Workers and conditions as an earlier study of this task chose them on a machine like this one."""
     for summary in store.studies():
         if summary.fingerprint == request.checked.fingerprint:
             settings = store.study(summary.id)
-            return settings.workers, settings.conditions
+            if _is_here(settings.conditions):
+                return settings.workers, settings.conditions
+    return None
+
+
+def _is_here(conditions: Conditions) -> bool:
+    """Whether work done here, set up alike, is done under these conditions."""
+    threads = torch.get_num_threads()
+    try:
+        return set_up(conditions.threads, pick_device(), conditions.precision) == conditions
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _choose(request: Request, executor: Executor, hear: Listener) -> tuple[int, Conditions]:
+    """A short measurement of the task's own and the largest batch size."""
     sizes = sorted({request.task.batch_size, request.batch_sizes[-1]})
     hear("phase", {"roles": {"choosing workers and threads": 1}, "trials": 0})
     found = call(executor, Job("threads", "threads", {"batch_sizes": sizes}))
-    workers = 1 if request.reference is None else found["workers"]
-    return workers, from_plain(Conditions, found["conditions"])
+    return found["workers"], from_plain(Conditions, found["conditions"])
 
 
-def _own_goal(runner: Runner, request: Request, hear: Listener) -> Goal:
+def _time(
+    store: Store, study_id: str, request: Request, executor: Executor, conditions: Conditions, hear: Listener
+) -> None:
+    """The timing pass, once, alone on the machine as far as commands on this store go."""
+    if store.timing(study_id) is not None:
+        return
+    with _machine(store, hear, alone=True) as beat:
+        if store.timing(study_id) is None:
+            hear("phase", {"roles": {"timing": len(request.batch_sizes)}, "trials": 0})
+            job = Job("timing", "timing", {"batch_sizes": list(request.batch_sizes), "threads": conditions.threads})
+            store.set_timing(study_id, from_plain(TimingPass, call(executor, job, beat)))
+
+
+def call(executor: Executor, job: Job, beat: Callable[[], None] = lambda: None) -> Any:
+    """Do one job that is not a trial, by itself; a worker that dies under it is replaced once."""
+    reason = ""
+    for _ in range(2):
+        executor.start(job)
+        while (end := next((e for e in executor.events(1.0) if not isinstance(e, Line)), None)) is None:
+            beat()
+        if isinstance(end, Done):
+            return end.result
+        if isinstance(end, Refused):
+            raise as_error(end)
+        reason = end.reason
+    raise CannotAnswer(f"expected a worker to do the task's {job.kind} job, it died twice: {reason}")
+
+
+def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, list[TrialRecord]]:
     """For goal=None: what the task's own point reaches in one run of the whole budget, with a little slack."""
     task = request.task
     spec = arms_of([task.batch_size], float(task.lr), task.precision, request.stop, request.seeds[:1])
-    trace = runner.run({"reference": spec})["reference"][0].result.trace
-    losses = [e.validation["loss"] for e in trace if math.isfinite(e.validation["loss"])]
+    ran = runner.run({"reference": spec})["reference"]
+    losses = [e.validation["loss"] for e in ran[0].result.trace if math.isfinite(e.validation["loss"])]
     if len(losses) < 2 or min(losses) >= losses[0]:
         raise CannotAnswer(
-            f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to lower the validation "
-            "loss, it did not: give a goal, or a learning rate that trains"
+            f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to lower the "
+            "validation loss, it did not: give a goal, or a learning rate that trains"
         )
     value = float(f"{min(losses) + OWN_GOAL_SLACK * (losses[0] - min(losses)):.4g}")
     goal = Goal("loss", at_most=value)
     hear("note", {"text": f"the goal was left open: {goal}, which the task's own point reaches"})
-    return goal
+    return goal, ran
 
 
 def _settings(request: Request, goal: Goal, workers: int, conditions: Conditions) -> StudySettings:
@@ -309,78 +379,3 @@ def _settings(request: Request, goal: Goal, workers: int, conditions: Conditions
         metrics=request.checked.metrics,
         targets=tuple(float(t) for t in task.targets),
     )
-
-
-class _Trials:
-    """The trials of one study, phase by phase, inside its budget."""
-
-    def __init__(
-        self, store: Store, request: Request, settings: StudySettings, study_id: str, runner: Runner, hear: Listener
-    ) -> None:
-        self.store, self.request, self.settings, self.id = store, request, settings, study_id
-        self.runner, self.hear, self.goal = runner, hear, settings.goal
-        self.limit = math.inf  # examples
-        self.spent = 0
-
-    def run(self) -> None:
-        """Held trials and the search's first round together; then the search; then the chosen learning rates."""
-        request, task, stop = self.request, self.request.task, self.request.stop
-        self._price()
-        first: dict[str, list[TrialSpec]] = {}
-        if "held" in request.policies:
-            first["held"] = arms_of(request.batch_sizes, float(task.lr), task.precision, stop, request.seeds)
-        if "tuned" not in request.policies:
-            self._run(first)
-            return
-        search = LearningRateSearch(
-            request.batch_sizes, task.batch_size, float(task.lr), stop, self.goal, task.precision, request.tuning_seeds
-        )
-        cells = search.next_round()
-        while cells:
-            done = self._run(first | {"tuning": list(cells)}, whole="tuning")
-            for record in done["tuning"]:
-                search.add(cells[record.spec], record)
-            if len(done["tuning"]) < len(cells):
-                break
-            first, cells = {}, search.next_round()
-        if not search.results:
-            return
-        choices = [search.choice(b) for b in request.batch_sizes]
-        self.store.set_choices(self.id, choices)
-        rates = {c.batch_size: c.learning_rate for c in choices}
-        self._run({"tuned": arms_of(request.batch_sizes, rates, task.precision, stop, request.seeds)})
-
-    def _price(self) -> None:
-        """The reference run: the unit of every budget."""
-        known = self.store.reference(self.id)
-        if known is None:
-            task, stop = self.request.task, dataclasses.replace(self.request.stop, goal=self.goal)
-            spec = arms_of([task.batch_size], float(task.lr), task.precision, stop, self.request.seeds[:1])
-            result = self.runner.run({"reference": spec})["reference"][0].result
-            found = crossing(result.trace, self.goal)
-            known = (found.examples, True) if found is not None else (float(stop.budget_examples), False)
-            self.store.set_reference(self.id, *known)
-        if self.request.budget is not None:
-            self.limit = self.request.budget * known[0]
-
-    def _run(self, wanted: dict[str, list[TrialSpec]], whole: str = "") -> dict[str, list[TrialRecord]]:
-        """Run what the budget admits, in order; a role named `whole` runs entirely or not at all."""
-        admitted: dict[str, list[TrialSpec]] = {}
-        committed = float(self.spent)
-        for role, specs in wanted.items():
-            admitted[role] = []
-            for spec in specs:
-                committed += spec.stop.cap_examples or spec.stop.budget_examples
-                if committed > self.limit:
-                    break
-                admitted[role].append(spec)
-            if role == whole and len(admitted[role]) < len(specs):
-                admitted[role] = []
-            if len(admitted[role]) < len(specs):
-                left = len(specs) - len(admitted[role])
-                text = f"{left} {role} trials were left out: they might not have fitted into the budget of {self.request.budget:g} reference runs"
-                self.store.add_note(self.id, text)
-                self.hear("note", {"text": text})
-        done = self.runner.run(admitted)
-        self.spent += sum(record.result.examples for records in done.values() for record in records)
-        return done

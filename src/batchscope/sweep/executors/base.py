@@ -10,6 +10,7 @@ Rules that every executor keeps (`testing/executor_contract.py` holds them to it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,8 @@ class Executor(ABC):
     """See the module's rules."""
 
     slots: int
+    meanwhile: Callable[[Line], None] = staticmethod(lambda line: None)
+    """Hears of lines at once where `events` does not return before its job is done."""
 
     @abstractmethod
     def start(self, job: Job) -> None:

@@ -6,14 +6,13 @@ import time
 
 import torch
 
-from batchscope.errors import BatchscopeError
 from batchscope.sweep.executors.base import Done, Event, Executor, Line, Refused
-from batchscope.sweep.jobs import Job, Workbench
+from batchscope.sweep.jobs import Job, Workbench, refusal
 from batchscope.task import Task
 
 
 class InlineExecutor(Executor):
-    """One slot; a job runs inside `events`."""
+    """One slot; a job runs inside `events`, and its lines are heard of through `meanwhile`."""
 
     slots = 1
 
@@ -34,13 +33,12 @@ class InlineExecutor(Executor):
             time.sleep(timeout)
             return []
         job, self._job = self._job, None
-        lines: list[Event] = []
         try:
-            result = self._bench.do(job, lambda line: lines.append(Line(job.id, line)))
-        except BatchscopeError as error:
-            return [Refused(job.id, type(error).__name__, str(error))]
-        return [*lines[-1:], Done(job.id, result)]
+            return [Done(job.id, self._bench.do(job, lambda line: self.meanwhile(Line(job.id, line))))]
+        except Exception as error:
+            return [Refused(job.id, **refusal(job, error))]
 
     def close(self) -> None:
         """Nothing runs between calls; the caller gets its thread count back."""
+        self._job = None
         torch.set_num_threads(self._threads)

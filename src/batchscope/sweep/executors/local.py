@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -10,11 +12,12 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from typing import IO
 
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
 from batchscope.sweep.jobs import Job, TaskReference
 
-CLOSE_SECONDS = 5.0  # a worker exits as soon as its input closes; after this it is killed
+CLOSE_SECONDS = 5.0  # a worker ends as soon as its input closes; after this it is killed
 
 
 class _Worker:
@@ -29,10 +32,15 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
+            start_new_session=True,  # Ctrl-C is the parent's to handle, and its group is ended with it
         )
+        self._input, replies = self.process.stdin, self.process.stdout
+        assert self._input is not None and replies is not None  # both are pipes
         self._send(asdict(task))
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(replies,), daemon=True)
+        self._undertaker = threading.Thread(target=self._bury, daemon=True)
+        self._listener.start()
+        self._undertaker.start()
 
     def give(self, job: Job) -> None:
         """Send a job; if the process has just died, say so at once (its listener is gone)."""
@@ -44,41 +52,62 @@ class _Worker:
         self._send(asdict(job))
 
     def _send(self, message: dict) -> None:
-        try:
-            self.process.stdin.write(json.dumps(message) + "\n")  # type: ignore[union-attr]
-            self.process.stdin.flush()  # type: ignore[union-attr]
-        except (BrokenPipeError, OSError):
-            pass  # it died: the listener reports that
+        with contextlib.suppress(OSError, ValueError):  # it died, or is being closed: the listener reports that
+            print(json.dumps(message), file=self._input, flush=True)
 
-    def _listen(self) -> None:
-        for text in self.process.stdout:  # type: ignore[union-attr]
-            try:
-                message = json.loads(text)
-            except json.JSONDecodeError:  # cut off in mid-line by its death
-                break
-            job, content = message["job"], message["content"]
-            if message["kind"] == "line":
-                self._events.put(Line(job, content))
-                continue
-            self.job = None
-            refused = message["kind"] == "refused"
-            self._events.put(Refused(job, **content) if refused else Done(job, content))
+    def _listen(self, replies: IO[str]) -> None:
+        """Turn the worker's lines into events, until it closes its output or dies."""
+        with replies:
+            for text in replies:
+                try:
+                    message = json.loads(text)
+                except json.JSONDecodeError:  # cut off in mid-line by its death
+                    break
+                self._report(message["kind"], message["job"], message["content"])
         how = _how(self.process.wait())
+        self._close_input()
         with self._lock:
             self._ended, lost, self.job = how, self.job, None
         if lost is not None:
             self._events.put(Died(lost, how))
 
+    def _report(self, kind: str, job: str, content: dict) -> None:
+        if kind == "line":
+            self._events.put(Line(job, content))
+            return
+        self.job = None
+        self._events.put(Refused(job, **content) if kind == "refused" else Done(job, content))
+
+    def _bury(self) -> None:
+        """When the process is gone, end what it has started: a data loader's processes would keep its output open."""
+        self.process.wait()
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _close_input(self) -> None:
+        if self._input is not None:
+            with contextlib.suppress(OSError):
+                self._input.close()
+
     @property
     def alive(self) -> bool:
+        """Whether jobs can be given to it."""
         return self.process.poll() is None
 
     def end(self) -> None:
+        """Close its input, which ends it; nothing more is heard of its job."""
         self.job = None
+        self._close_input()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is gone with all that it started; kill it if that takes longer."""
         try:
-            self.process.stdin.close()  # type: ignore[union-attr]
-        except OSError:
-            pass
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self._undertaker.join()
+        self._listener.join()
 
 
 class LocalExecutor(Executor):
@@ -116,11 +145,7 @@ class LocalExecutor(Executor):
             worker.end()
         deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self._workers:
-            try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.wait(max(0.0, deadline - time.monotonic()))
         self._workers = []
 
 
