@@ -128,7 +128,8 @@ def _check_fields(task: Task) -> None:
     """Everything about the fields that needs no data and no model; raises TaskError with what to write instead."""
 
     def refuse(expected: str, came: object, instead: str) -> None:
-        raise TaskError(f"task {task.name!r}: expected {expected}, got {came!r}: {instead}")
+        shown = " ".join(repr(came).split())  # a module's or an optimiser's own text has several lines
+        raise TaskError(f"task {task.name!r}: expected {expected}, got {shown[:100]}: {instead}")
 
     if not isinstance(task.name, str) or not task.name:
         refuse("a name", task.name, 'write name="my-classifier"')

@@ -232,3 +232,27 @@ def test_a_law_without_end_is_null_in_json() -> None:
 
 def test_equal_data_give_an_equal_answer() -> None:
     assert to_json(study(seed=3)) == to_json(study(seed=3))
+
+
+def test_further_targets_are_read_from_the_same_trials() -> None:
+    data = synthetic_study(seed=0, with_censored=False)
+    goal = data.settings.goal
+    easier = goal.value * 1.2
+    settings = dataclasses.replace(data.settings, targets=(goal.value, easier))
+    result = analyse(dataclasses.replace(data, settings=settings))
+    same, easy = result.targets
+    assert [r.steps_to_goal for r in same.rows] == [r.steps_to_goal for r in result.rows]
+    assert same.law == result.law
+    assert easy.goal.value == easier
+    for a, b in zip(easy.rows, result.rows, strict=True):
+        assert a.examples_to_goal.estimate < b.examples_to_goal.estimate
+
+
+def test_an_optimum_on_the_edge_of_what_was_tried_is_noted() -> None:
+    data = synthetic_study(seed=0, with_censored=False)
+    first, *rest = data.choices
+    edge = dataclasses.replace(first, learning_rate=0.4, tried=((0.2, None), (0.4, 100.0)))
+    inside = [dataclasses.replace(c, learning_rate=0.2, tried=((0.1, None), (0.2, 1.0), (0.4, None))) for c in rest]
+    notes = analyse(dataclasses.replace(data, choices=(edge, *inside))).notes
+    assert [n for n in notes if "edge" in n and f"batch size {first.batch_size} " in n]
+    assert sum("edge" in n for n in notes) == 1

@@ -6,6 +6,7 @@ runs nothing and stores nothing, so the same store gives the same answer on any 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,15 +24,18 @@ from batchscope.analysis.target import (
 from batchscope.analysis.tradeoff import fit_law, no_fit
 from batchscope.analysis.uncertainty import of_timing, pooled, product
 from batchscope.records import (
+    Goal,
     LawFit,
     Measured,
     Row,
     Spent,
     StudyData,
     StudyResult,
+    Target,
+    TargetRow,
     TimingPass,
     TrialRecord,
-    finite,
+    json_safe,
     to_plain,
 )
 
@@ -53,7 +57,18 @@ def analyse(data: StudyData) -> StudyResult:
         spent=spent_of(data),
         timing=data.timing,
         notes=(*data.notes, *notes_of(data, rows)),
+        targets=tuple(target_of(data, value) for value in data.settings.targets),
     )
+
+
+def target_of(data: StudyData, value: float) -> Target:
+    """Steps and examples to a further value of the goal's metric, and the law fitted to them."""
+    s = data.settings
+    goal = Goal(s.goal.metric, **{"at_most" if s.goal.falls else "at_least": value})
+    there = dataclasses.replace(data, settings=dataclasses.replace(s, goal=goal))
+    rows = [row for policy in s.policies for row in rows_of(there, policy)]
+    kept = [TargetRow(r.batch_size, r.policy, r.reached, r.steps_to_goal, r.examples_to_goal) for r in rows]
+    return Target(goal, tuple(kept), law_of(there))
 
 
 def arms_of(data: StudyData, policy: str) -> dict[int, list[TrialRecord]]:
@@ -121,8 +136,8 @@ def law_of(data: StudyData) -> LawFit:
 
 
 def spent_of(data: StudyData) -> Spent:
-    """All work: reported, searching, abandoned and failed trials alike."""
-    results = [t.result for t in (*data.held, *data.tuned, *data.tuning)]
+    """All work, each trial once: reported, searching, abandoned and failed ones alike, and the reference run."""
+    results = {t.spec: t.result for t in (*data.reference, *data.held, *data.tuned, *data.tuning)}.values()
     examples = sum(r.examples for r in results)
     return Spent(
         examples=examples,
@@ -140,7 +155,7 @@ def notes_of(data: StudyData, rows: Sequence[Row]) -> tuple[str, ...]:
         own = [r for r in rows if r.policy == policy]
         if own and not any(r.reached for r in own):
             notes.append(
-                f"No batch size reaches the goal ({s.goal}) in {s.budget_examples} {s.unit} in the policy {policy}: "
+                f"No batch size reaches the goal ({s.goal}) in {s.budget_examples} examples in the policy {policy}: "
                 "its examples, steps and seconds to goal are bounds."
             )
         if empty := [str(r.batch_size) for r in own if not r.seeds]:
@@ -150,6 +165,13 @@ def notes_of(data: StudyData, rows: Sequence[Row]) -> tuple[str, ...]:
             notes.append(
                 f"The trial at batch size {t.spec.arm.batch_size}, learning rate {t.spec.arm.learning_rate:.3g}, "
                 f"seed {t.spec.seed} failed: {t.result.reason.rstrip('.') or 'no reason was recorded'}."
+            )
+    for c in data.choices:
+        rates = [rate for rate, _ in c.tried]
+        if len(rates) > 1 and c.learning_rate in (min(rates), max(rates)):
+            notes.append(
+                f"At batch size {c.batch_size} the best learning rate, {c.learning_rate:.3g}, is on the edge of those "
+                "tried, and the search had reached its limit or its budget: a better one may lie beyond."
             )
     if data.timing is None:
         notes.append("The timing pass was not run: no seconds are given.")
@@ -161,7 +183,7 @@ def notes_of(data: StudyData, rows: Sequence[Row]) -> tuple[str, ...]:
     quickest = min((r.examples_to_goal.estimate for r in rows if r.examples_to_goal.estimate), default=None)
     if quickest is not None and s.cadence_examples > COARSE * quickest:
         notes.append(
-            f"Evaluations are {s.cadence_examples} {s.unit} apart, {100 * s.cadence_examples / quickest:.0f} % of the "
+            f"Evaluations are {s.cadence_examples} examples apart, {100 * s.cadence_examples / quickest:.0f} % of the "
             "least examples to goal: crossings are interpolated between them."
         )
     return tuple(notes)
@@ -184,21 +206,14 @@ def to_json(result: StudyResult) -> dict[str, Any]:
         "critical_batch_size_reason": law.reason,
         "s_min": law.s_min.to_json() if _known_at_all(law.s_min) else None,
         "law": to_plain(law),
+        "targets": to_plain(result.targets),
         "settings": to_plain(result.settings),
         "spent": to_plain(result.spent),
         "timing": to_plain(result.timing),
         "notes": list(result.notes),
         "report": result.report,
     }
-    return _strict(answer)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_strict(v) for v in value]
-    return finite(value)
+    return json_safe(answer)
 
 
 def _known_at_all(m: Measured) -> bool:

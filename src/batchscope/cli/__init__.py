@@ -1,8 +1,14 @@
-"""The command line: parses, calls one verb, prints. One short file per command; answers on stdout, progress on stderr."""
+"""The command line: parses, calls one verb, prints. A short file per command; answers on stdout, progress on stderr."""
+
+import sys
 
 
 def main() -> None:
-    """Entry point of the `batchscope` command."""
-    from batchscope.cli.app import run
+    """Entry point of the `batchscope` command. Ctrl-C has one sentence even while things are being imported."""
+    try:
+        from batchscope.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        print("batchscope: stopped before anything was begun", file=sys.stderr)
+        sys.exit(1)

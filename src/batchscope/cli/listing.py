@@ -83,7 +83,7 @@ def export(
         return
     lines = csv.writer(sys.stdout)
     lines.writerow(COLUMNS)
-    for role in ("held", "tuned", "tuning"):
+    for role in ("reference", "held", "tuning", "tuned"):
         for trial in getattr(data, role):
             arm, result = trial.spec.arm, trial.result
             head = (role, arm.batch_size, arm.learning_rate, trial.spec.seed, result.outcome, result.ended_by)

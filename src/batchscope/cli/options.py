@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Generator
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +28,20 @@ def batch_sizes(text: str | None) -> list[int] | None:
         raise UsageError(
             f"expected --batch-sizes as whole numbers with commas, got {text!r}: write --batch-sizes 32,256"
         ) from None
+
+
+@contextlib.contextmanager
+def chatter_on_stderr() -> Generator[None]:
+    """Inside, what is printed on stdout goes to stderr, by the user's task or by a program that it starts."""
+    sys.stdout.flush()
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(answers, 1)
+        os.close(answers)
 
 
 def print_json(value: Any) -> None:

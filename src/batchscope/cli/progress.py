@@ -62,9 +62,8 @@ class Progress:
         self.done += 1
         if kind == "finished":
             result = details["result"]
-            self._line(
-                f"  {self.done}/{self.total} {_arm(details['spec'])}: {result.outcome.replace('_', ' ')} ({result.ended_by}) after {result.examples:,} examples"
-            )
+            how = f"{result.outcome.replace('_', ' ')} ({result.ended_by}) after {result.examples:,} examples"
+            self._line(f"  {self.done}/{self.total} {_arm(details['spec'])}: {how}")
         else:
             self.stored += 1
 

@@ -13,7 +13,7 @@ def command(
     task: Annotated[str, typer.Argument(help="path.py, path.py:function, package.module:function or a built-in name.")],
     batch_sizes: Annotated[
         str | None,
-        typer.Option(metavar="B,B,...", help="Global batch sizes in examples [default: powers of two from 8]."),
+        typer.Option(metavar="B,B,...", help="Global batch sizes in examples [default: up to eight, from 8 up]."),
     ] = None,
     policy: Annotated[
         str, typer.Option(help="held: the task's own learning rate; tuned: searched at every size; both.")
@@ -52,10 +52,11 @@ def command(
         "budget": budget,
     }
     if dry_run:
-        plan = price(task, store=store, **asked)
+        with options.chatter_on_stderr():
+            plan = price(task, store=store, **asked)
         options.print_json(plan) if as_json else print("\n".join(plan["sentences"]))
         return
-    with Progress(Console(stderr=True)) as progress:
+    with options.chatter_on_stderr(), Progress(Console(stderr=True)) as progress:
         result = study(
             task,
             **asked,

@@ -3,7 +3,7 @@
 Each round visits every batch size once, up on even rounds and down on odd ones, and times a window of whole steps
 on real batches of the task (data included, evaluation not). Just before each window a window of the reference size
 is timed, so that a slow drift of the machine divides out. The clock is read, and the device synchronised, at window
-edges only.
+edges only. Where worker processes load the data, a window begins once what they had prepared meanwhile is used up.
 
 All sizes train one model, at a thousandth of the task's learning rate: the seconds do not depend on the weights, and
 the weights must not run away.
@@ -26,6 +26,7 @@ from batchscope.training.step import Step, make_model, make_step
 WINDOW_SECONDS = 0.08  # long against the clock and the scheduler's slice, short enough for many rounds (a guess)
 ROUNDS = 7
 SLOWED = 1e-3  # of the task's own learning rate
+PREFETCHED = 2  # batches that each loader worker has ready: torch.utils.data.DataLoader's default prefetch_factor
 
 
 class StepClock:
@@ -35,13 +36,18 @@ class StepClock:
         seed_everything(0)
         model = make_model(task, device)
         self.device = device
+        self.prepared = PREFETCHED * task.num_workers if not isinstance(task.train, (tuple, list)) else 0
         self.step: Step = make_step(task, model, task.optimizer(model, SLOWED * task.lr), precision=precision)
         self.source = make_source(task, 0, device)
         self._streams: dict[int, Iterator[Batch]] = {}
 
     def window(self, batch_size: int, steps: int) -> float:
         """Seconds per step over `steps` steps."""
-        stream = self._streams.setdefault(batch_size, _endless(self.source, batch_size))
+        if batch_size not in self._streams:
+            self._streams[batch_size] = _endless(self.source, batch_size)
+        stream = self._streams[batch_size]
+        for _ in range(self.prepared):
+            self.step(next(stream))
         start = now(self.device)
         for _ in range(steps):
             self.step(next(stream))
@@ -98,10 +104,12 @@ def fastest_threads(
     counts = sorted({min(2**k, cores) for k in range(cores.bit_length())} | {cores})
     work: dict[int, float] = {}
     before = torch.get_num_threads()
-    for threads in counts:
-        torch.set_num_threads(threads)
-        per_size = [clock.window(size, clock.steps_for(size, WINDOW_SECONDS / 2)) for size in batch_sizes]
-        work[threads] = (cores // threads) / statistics.geometric_mean(per_size)
-    torch.set_num_threads(before)
+    try:
+        for threads in counts:
+            torch.set_num_threads(threads)
+            per_size = [clock.window(size, clock.steps_for(size, WINDOW_SECONDS / 2)) for size in batch_sizes]
+            work[threads] = (cores // threads) / statistics.geometric_mean(per_size)
+    finally:
+        torch.set_num_threads(before)
     best = max(work.values())
     return next(t for t in counts if work[t] >= 0.95 * best), {t: w / best for t, w in work.items()}

@@ -122,7 +122,7 @@ def page_of(result: StudyResult, data: StudyData) -> str:
         test_names=test_names(result.rows),
         palette=colours(data.settings.batch_sizes),
         goal=words.goal_of(result.goal),
-        law=words.law_sentences(result.law, dash=DASH),
+        law=[*words.law_sentences(result.law, dash=DASH), *words.target_sentences(result, DASH)],
         bundle=safe(bundle.replace("</script", "<\\/script")),
         panels=safe(json_for_page([p.spec for p in panels])),
         lines=safe(json_for_page(line_values(numbers.lines))),

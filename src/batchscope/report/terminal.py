@@ -63,7 +63,7 @@ def print_study(result: StudyResult, console: Console) -> None:
     for title, columns, facts in tables:
         out.print(table_of(title, rows, columns, facts, out.is_terminal, out.width))
         out.print()
-    for text in (*words.law_sentences(result.law), words.fastest_sentence(result)):
+    for text in (*words.law_sentences(result.law), *words.target_sentences(result), words.fastest_sentence(result)):
         out.print(Text(text))
     out.print()
     for number in sorted({c.number for c in result.claims}):

@@ -105,6 +105,16 @@ def law_sentences(law: LawFit, unit: str = "examples", dash: str = "-") -> list[
     return [s for s in (said, reason) if s]
 
 
+def target_sentences(result: StudyResult, dash: str = "-") -> list[str]:
+    """For each further goal value: how many rows reached it, and its critical batch size."""
+    said = []
+    for target in result.targets:
+        reached = sum(1 for row in target.rows if row.reached)
+        law = law_sentences(target.law, dash=dash)[0]
+        said.append(f"At {goal_of(target.goal)}, reached in {reached} of {len(target.rows)} rows: {law}")
+    return said
+
+
 def fastest(rows: Sequence[Row], quantity: str) -> Row | None:
     """The row with the least estimate of `quantity`, of those that have one."""
     known = [(m.estimate, r.batch_size, r) for r in rows if (m := getattr(r, quantity)).estimate is not None]

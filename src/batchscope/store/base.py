@@ -213,9 +213,9 @@ class Store(ABC):
     def claim_machine(self, owner: Owner, seconds: float) -> str:
         """Ask to have the machine to oneself, for a timing: "busy", "shared" or "alone". Ask again as a heartbeat.
 
-        "busy": another owner has claimed it. Else it is claimed until `free_machine`, or until so many seconds from now,
-        and `lease` tells every other owner "busy": "shared" while trials that others leased before still run, "alone"
-        when none does.
+        "busy": another owner has claimed it. Else it is claimed until `free_machine`, or for so many seconds from now,
+        and `lease` tells every other owner "busy": "shared" while trials that others leased before still run,
+        "alone" when none does.
         """
 
     @abstractmethod

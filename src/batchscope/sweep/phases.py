@@ -32,14 +32,15 @@ class Phases:
         study_id: str,
         runner: Runner,
         budget: float | None = None,
-        already: Sequence[TrialRecord] = (),
+        already: Sequence[TrialSpec] = (),
     ) -> None:
-        """`budget` is in reference runs; `already` are trials run for this study before it was stored."""
+        """`budget` is in reference runs; `already` are trials that had to be run before the study could be stored."""
         self.store, self.id, self.runner, self.budget = store, study_id, runner, budget
         self.settings = s = store.study(study_id)
         self.stop = StopRule(s.budget_examples, s.cadence_examples, s.patience_epochs)
         self.limit = math.inf  # examples
-        self.spent = {record.spec: record.result.examples for record in already}
+        self.already = list(already)
+        self.spent: dict[TrialSpec, int] = {}
         self.notes: list[str] = []
 
     def run(self) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class Phases:
         s = self.settings
         stop = dataclasses.replace(self.stop, goal=s.goal)
         spec = arms_of([s.own_batch_size], s.own_learning_rate, s.conditions.precision, stop, s.seeds[:1])
-        (record,) = self._ran({"reference": spec})["reference"]
+        record = self._ran({"reference": [*spec, *self.already]})["reference"][0]
         found = crossing(record.result.trace, s.goal)
         examples = float(s.budget_examples) if found is None else found.examples
         self.store.set_reference(self.id, examples, found is not None)
@@ -116,7 +117,7 @@ class Phases:
         return done
 
     def _admitted(self, left: Mapping[str, Sequence[TrialSpec]]) -> dict[str, list[TrialSpec]]:
-        """Of every role the first trials whose dearest outcome still fits; a round of the search whole or not at all."""
+        """The first trials of every role whose dearest outcome fits; a round of the search whole or not at all."""
         room = self.limit - sum(self.spent.values())
         admitted: dict[str, list[TrialSpec]] = {}
         for role, specs in left.items():

@@ -26,7 +26,7 @@ SEED_BLOCK = 1000  # seeds of one study seed; studies with different seeds share
 
 
 def default_batch_sizes(train_size: int) -> tuple[int, ...]:
-    """At most eight batch sizes from 8 to a quarter of the data, a factor of two apart, or of four, eight ... if need be."""
+    """At most eight powers of two from 8 to a quarter of the data: each, or if need be every second, third ... one."""
     top = max(1, train_size // 4).bit_length() - 1  # the largest power of two that fits
     smallest = min(SMALLEST.bit_length() - 1, top)
     apart = (top - smallest) // MOST_SIZES + 1

@@ -7,6 +7,9 @@ size that the analysis uses.
 Two sources with one shape: `TensorSource` keeps tensors on the device and indexes them there; `DatasetSource` goes
 through torch's DataLoader. Both give the same examples in the same order for the same (seed, epoch).
 
+Every batch begins at an address that is a multiple of ALIGNMENT. Matrix products sum in an order that depends on it, so
+that bits would otherwise depend on where a resumed epoch went on, or on where the allocator of numpy put the data.
+
 What an evaluation sees is `FixedBatches`: the same examples in the same chunks, whoever looked at them before.
 """
 
@@ -26,6 +29,7 @@ from batchscope.training.seeding import drawing_from, mix, permutation, seed_hos
 IGNORED_TARGET = -100  # torch.nn.functional.cross_entropy's default ignore_index
 CHUNK_BYTES = 1 << 20  # gathered at once by TensorSource: about a core's second-level cache (a guess)
 EVALUATION_BATCH = 1024  # examples per forward pass of an evaluation; the same for every trial
+ALIGNMENT = 64  # bytes: c10's gAlignment, where every tensor that torch allocates on the CPU begins (CUDA: 512)
 
 
 class Source(Protocol):
@@ -44,25 +48,32 @@ class TensorSource:
     def __init__(self, tensors: tuple[torch.Tensor, ...], seed: int, device: torch.device) -> None:
         self.tensors = tuple(t.to(device) for t in tensors)
         self.size, self.seed, self.device = len(tensors[0]), seed, device
-        per_example = max(1, sum(t[:1].numel() * t.element_size() for t in tensors))
-        self._chunk_examples = max(1, CHUNK_BYTES // per_example)
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """Tuples of tensors; each batch is a view into a gathered chunk."""
-        if start * batch_size >= self.size:
-            return
+        """Tuples of tensors; each is a view into a gathered chunk."""
         order = permutation(self.seed, epoch, self.size).to(self.device)[start * batch_size :]
-        chunk = batch_size * max(1, self._chunk_examples // batch_size)
-        for indices in order.split(chunk):
-            gathered = [t.index_select(0, indices).split(batch_size) for t in self.tensors]
-            yield from zip(*gathered, strict=True)
+        return zip(*(_cut(t, order, batch_size) for t in self.tensors), strict=True)
+
+
+def _cut(tensor: torch.Tensor, order: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """The examples in this order, cut into batches. Those of a size that breaks the alignment are gathered singly."""
+    batch_bytes = max(1, batch_size * tensor[:1].nbytes)
+    batches = max(1, CHUNK_BYTES // batch_bytes) if batch_bytes % ALIGNMENT == 0 else 1
+    for indices in order.split(batches * batch_size):
+        if len(indices) > 0:  # an epoch that is over has no batches
+            yield from tensor.index_select(0, indices).split(batch_size)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor where torch would have put it: itself, or a copy."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 class _SeededBatches(Dataset):
     """Batches asked for by (epoch, indices). What an item draws at random follows from (seed, epoch, index).
 
-    What `collate_fn` draws (masked tokens, say) follows from (seed, epoch, first index). Being asked for whole
-    batches, it saves and restores the host's generators once a batch; seeding them costs an item some 10 us.
+    What `collate_fn` draws (masked tokens, say) goes on from the last item's. Being asked for whole batches, it saves
+    and restores the host's generators once a batch; seeding them costs an item some 10 us.
     """
 
     def __init__(self, task: Task, data: Data, seed: int) -> None:
@@ -75,7 +86,6 @@ class _SeededBatches(Dataset):
             for i in indices:
                 seed_host(mix(self.seed, epoch, i))
                 items.append(self.data[i])
-            seed_host(mix(self.seed, epoch, indices[0], 1))
             return self.collate(items)
 
 
@@ -105,7 +115,7 @@ def _load(batches: Dataset, keys: list[Any], task: Task, device: torch.device) -
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
-        yield to_device(batch, device)
+        yield mapped(to_device(batch, device), aligned)
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -153,7 +163,7 @@ class FixedBatches:
         self._copies = True
         if isinstance(data, (tuple, list)):
             tensors = [t if indices is None else t[torch.as_tensor(indices, device=t.device)] for t in data]
-            chunks = zip(*[t.to(device).split(EVALUATION_BATCH) for t in tensors], strict=True)
+            chunks = zip(*[aligned(t.to(device)).split(EVALUATION_BATCH) for t in tensors], strict=True)
             self._kept = list(chunks)
         else:
             self._batches = _SeededBatches(task, data, 0)

@@ -3,19 +3,21 @@
 Each refusal is one sentence: what was expected, what came, what to change. In order: the model is fresh and has
 parameters; one optimiser and schedule follow the learning rate; data repeat and fit the loss; the loss is a scalar, a
 mean, finite and carries gradient; two seeded passes agree; the goal is not met at initialisation; the first step at the
-task's own point works. `training/sizes.py` asks whether batch sizes fit the data and the model.
+task's own point works. And `check_batch_sizes`: every batch size fits the data and the model.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from batchscope.errors import TaskError, UnsupportedTask
+from batchscope.errors import TaskError, UnsupportedTask, UsageError
 from batchscope.task import Batch, Task, data_size
 from batchscope.training.batches import FixedBatches, tensors_in
 from batchscope.training.fingerprint import CPU, SCHEDULE_STEPS, fingerprint
@@ -41,7 +43,7 @@ def check_task(task: Task) -> CheckedTask:
     if task.batch_size > task.train_size:
         came = f"{task.batch_size}"
         most = f"batch_size to be at most the {task.train_size} training examples"
-        raise refusal(task, most, came, "lower it or give more data")
+        raise _refusal(task, most, came, "lower it or give more data")
     _check_optimizer(task, _fresh_model(task))
     _check_learning_rate(task)
     _check_loss(task, _batch(task))
@@ -52,26 +54,50 @@ def check_task(task: Task) -> CheckedTask:
     return CheckedTask(name, components, metrics)
 
 
-def refusal(
+def check_batch_sizes(task: Task, batch_sizes: Sequence[Any]) -> tuple[int, ...]:
+    """Sorted batch sizes, or UsageError / TaskError for one that the data or the model cannot take."""
+    for size in batch_sizes:
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
+            raise UsageError(f"expected batch sizes that are whole numbers from 1 up, got {size!r}: remove it")
+        if size > task.train_size:
+            raise UsageError(
+                f"expected batch sizes up to the {task.train_size} training examples of {task.name!r}, got {size}: "
+                "remove it"
+            )
+    sizes = sorted(int(size) for size in batch_sizes)
+    if not sizes:
+        raise UsageError("expected at least one batch size, got none: write --batch-sizes 32,256")
+    repeated = next((size for size in sizes if sizes.count(size) > 1), None)
+    if repeated is not None:
+        raise UsageError(
+            f"expected each batch size once, got {repeated} {sizes.count(repeated)} times: remove the repeats"
+        )
+    for size in sizes:
+        if size == 1 or task.train_size % size == 1:
+            _check_single_example(task, size)
+    return tuple(sizes)
+
+
+def _refusal(
     task: Task, expected: str, came: str, instead: str, kind: type[TaskError] = TaskError, what: str = "got "
 ) -> TaskError:
     """The error for one refused task, in one sentence."""
     return kind(f"task {task.name!r}: expected {expected}, {what}{came}: {instead}")
 
 
-def sample(task: Task, size: int, repeat: int = 1) -> Batch:
+def _sample(task: Task, size: int, repeat: int = 1) -> Batch:
     """The first `size` training examples as one batch, `repeat` times over."""
     try:
         return next(iter(FixedBatches(task, task.train, list(range(size)) * repeat, CPU)))
     except TaskError:
         raise
     except Exception as error:
-        raise refusal(
-            task, f"to read the first {size} training examples", text(error), "check the data set", what="it raised "
+        raise _refusal(
+            task, f"to read the first {size} training examples", _text(error), "check the data set", what="it raised "
         ) from error
 
 
-def text(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {error}".split("\n")[0][:300]
 
@@ -83,14 +109,14 @@ def _fresh_model(task: Task) -> torch.nn.Module:
         model = task.model()
     except Exception as error:
         what, instead = "model() to make a model", "call it by itself to see why"
-        raise refusal(task, what, text(error), instead, what="it raised ") from error
+        raise _refusal(task, what, _text(error), instead, what="it raised ") from error
     if not isinstance(model, torch.nn.Module):
-        raise refusal(task, "model() to return an nn.Module", type(model).__name__, "return the module")
+        raise _refusal(task, "model() to return an nn.Module", type(model).__name__, "return the module")
     if any(torch.nn.parameter.is_lazy(p) for p in model.parameters()):
         came = "lazy ones without a shape"
-        raise refusal(task, "initialised parameters", came, "give the layers their sizes", UnsupportedTask)
+        raise _refusal(task, "initialised parameters", came, "give the layers their sizes", UnsupportedTask)
     if not any(p.requires_grad for p in model.parameters()):
-        raise refusal(task, "parameters to train", "none that require gradient", "unfreeze some")
+        raise _refusal(task, "parameters to train", "none that require gradient", "unfreeze some")
     return model
 
 
@@ -100,21 +126,21 @@ def _check_optimizer(task: Task, model: torch.nn.Module) -> None:
         optimizer = task.optimizer(model, task.lr)
     except Exception as error:
         what, instead = "optimizer(model, lr) to make an optimiser", "check optimizer=lambda model, lr: ..."
-        raise refusal(task, what, text(error), instead, what="it raised ") from error
+        raise _refusal(task, what, _text(error), instead, what="it raised ") from error
     kind = type(optimizer).__name__
     if isinstance(optimizer, (list, tuple, dict)):
         came = f"a {kind} of {len(optimizer)} (several optimisers are not supported)"
-        raise refusal(task, "one torch optimiser", came, "return one, with parameter groups", UnsupportedTask)
+        raise _refusal(task, "one torch optimiser", came, "return one, with parameter groups", UnsupportedTask)
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise refusal(task, "a torch optimiser", kind, "return torch.optim.SGD(...)")
+        raise _refusal(task, "a torch optimiser", kind, "return torch.optim.SGD(...)")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         came = f"{kind}, whose step needs a closure (not supported)"
-        raise refusal(task, "an optimiser that steps by itself", came, "use SGD, Adam or the like", UnsupportedTask)
+        raise _refusal(task, "an optimiser that steps by itself", came, "use SGD, Adam or the like", UnsupportedTask)
     mine = {id(p) for p in model.parameters()}
     if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
         instead = "write optimizer=lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr)"
-        raise refusal(task, "an optimiser of the model it was given", "one of other parameters", instead)
+        raise _refusal(task, "an optimiser of the model it was given", "one of other parameters", instead)
 
 
 def _check_learning_rate(task: Task) -> None:
@@ -123,7 +149,7 @@ def _check_learning_rate(task: Task) -> None:
     if once == twice:
         came = f"the same ones at {task.lr} and {2 * task.lr}"
         instead = "pass lr on in optimizer= and schedule= (OneCycleLR: max_lr), or tuning it would do nothing"
-        raise refusal(task, "learning rates that follow the lr that optimizer= is given", came, instead)
+        raise _refusal(task, "learning rates that follow the lr that optimizer= is given", came, instead)
 
 
 def _learning_rates(task: Task, lr: float) -> list[list[float]]:
@@ -136,13 +162,13 @@ def _learning_rates(task: Task, lr: float) -> list[list[float]]:
         scheduler = task.schedule(optimizer, SCHEDULE_STEPS)
     except Exception as error:
         what, instead = "schedule(optimizer, total_steps) to make a scheduler", "check schedule=lambda ...: ..."
-        raise refusal(task, what, text(error), instead, what="it raised ") from error
+        raise _refusal(task, what, _text(error), instead, what="it raised ") from error
     kind = type(scheduler).__name__
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         instead = "use one that follows the steps, such as CosineAnnealingLR"
-        raise refusal(task, "a schedule of steps alone", f"{kind} (not supported)", instead, UnsupportedTask)
+        raise _refusal(task, "a schedule of steps alone", f"{kind} (not supported)", instead, UnsupportedTask)
     if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict")):
-        raise refusal(task, "a scheduler with step and state_dict", kind, "return a torch.optim.lr_scheduler")
+        raise _refusal(task, "a scheduler with step and state_dict", kind, "return a torch.optim.lr_scheduler")
     rates = []
     optimizer.step()  # there is no gradient: only because schedules expect it
     try:
@@ -151,22 +177,22 @@ def _learning_rates(task: Task, lr: float) -> list[list[float]]:
             rates.append([float(group["lr"]) for group in optimizer.param_groups])
     except Exception as error:
         what, instead = f"a schedule of total_steps={SCHEDULE_STEPS} steps", "build it from the total_steps it is given"
-        raise refusal(task, what, text(error), instead, what=f"after {len(rates)} it raised ") from error
+        raise _refusal(task, what, _text(error), instead, what=f"after {len(rates)} it raised ") from error
     return rates
 
 
 def _batch(task: Task) -> Batch:
     """A probe batch: it reads the same twice, and is (input, target) where the task has a loss and no step."""
     size = min(SAMPLE, task.train_size)
-    batch, again = sample(task, size), sample(task, size)
+    batch, again = _sample(task, size), _sample(task, size)
     pairs = zip(tensors_in(batch), tensors_in(again), strict=True)
     if not all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
         instead = "draw augmentation from the global generators of torch, numpy or random, not from one of its own"
-        raise refusal(task, "examples that read the same twice with the same seed", "different ones", instead)
+        raise _refusal(task, "examples that read the same twice with the same seed", "different ones", instead)
     if task.step is None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         came = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
         instead = "write step=lambda model, batch: ... (and evaluate=)"
-        raise refusal(task, "batches (input, target)", came, instead)
+        raise _refusal(task, "batches (input, target)", came, instead)
     return batch
 
 
@@ -187,25 +213,27 @@ def _check_loss(task: Task, batch: Batch) -> None:
         loss, gradients = _loss(task, batch)
     except Exception as error:
         what = f"a loss on {_shapes(task, batch)}"
-        raise refusal(
-            task, what, text(error), "make the model's output match the targets", what="it raised "
+        raise _refusal(
+            task, what, _text(error), "make the model's output match the targets", what="it raised "
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise refusal(task, "the loss to be a scalar tensor (the mean over the batch)", shape, "average it")
+        raise _refusal(task, "the loss to be a scalar tensor (the mean over the batch)", shape, "average it")
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise refusal(task, "a finite loss at initialisation", f"{value}", "check data and model")
+        raise _refusal(task, "a finite loss at initialisation", f"{value}", "check data and model")
     if not loss.requires_grad:
-        raise refusal(task, "the loss to carry gradient", "one that does not", "remove no_grad, detach or item")
+        raise _refusal(task, "the loss to carry gradient", "one that does not", "remove no_grad, detach or item")
     if not any(g is not None and bool(g.abs().sum() > 0) for g in gradients):
-        raise refusal(
+        raise _refusal(
             task, "gradient to reach the parameters", "none", "check detach, frozen layers, dead units and the loss"
         )
     again, gradients_again = _loss(task, batch)
     if not torch.equal(loss, again) or not all(map(_same, gradients, gradients_again)):
         came = f"losses {value!r} and {float(again.detach())!r} (or other gradients)"
-        raise refusal(task, "two passes with the same seed to agree", came, "draw all randomness from torch's generator")
+        raise _refusal(
+            task, "two passes with the same seed to agree", came, "draw all randomness from torch's generator"
+        )
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
@@ -219,7 +247,7 @@ def _check_mean(task: Task) -> None:
     random is averaged over seeds, and only held to be nearer to a mean than to a sum.
     """
     size = min(SAMPLE, task.train_size)
-    batches = sample(task, size), sample(task, size, repeat=2)
+    batches = _sample(task, size), _sample(task, size, repeat=2)
     try:
         losses = [_seeded_losses(task, batch, training=False) for batch in batches]
     except Exception:
@@ -229,7 +257,7 @@ def _check_mean(task: Task) -> None:
     if abs(twice - once) > (NOISY_TOLERANCE if noisy else MEAN_TOLERANCE) * max(abs(once), 1e-6):
         came = f"{once:.6g} for {size} examples and {twice:.6g} for the same ones twice"
         instead = "use reduction='mean' (a sum changes the step size with the batch size)"
-        raise refusal(task, "the loss to be a mean over the batch", came, instead)
+        raise _refusal(task, "the loss to be a mean over the batch", came, instead)
 
 
 def _seeded_losses(task: Task, batch: Batch, training: bool) -> list[float]:
@@ -257,20 +285,20 @@ def _check_start(task: Task) -> tuple[str, ...]:
             evaluate(task, model, FixedBatches(task, task.test, first, CPU), task.precision)
     except Exception as error:
         what, instead = f"to evaluate the {part} data", "check the data, metrics and evaluate="
-        raise refusal(task, what, text(error), instead, what="it raised ") from error
+        raise _refusal(task, what, _text(error), instead, what="it raised ") from error
     if "loss" not in values:
-        raise refusal(task, "evaluate to return a 'loss'", f"{sorted(values)}", "add it")
+        raise _refusal(task, "evaluate to return a 'loss'", f"{sorted(values)}", "add it")
     if not math.isfinite(values["loss"]):
         what = "a finite validation loss at initialisation"
-        raise refusal(task, what, f"{values['loss']}", "check the validation data")
+        raise _refusal(task, what, f"{values['loss']}", "check the validation data")
     if task.goal is None:
         return tuple(values)
     if task.goal.metric not in values:
         what = f"the goal's metric among {sorted(values)}"
-        raise refusal(task, what, repr(task.goal.metric), "let evaluate return it")
+        raise _refusal(task, what, repr(task.goal.metric), "let evaluate return it")
     if task.goal.met(values[task.goal.metric]):
         came = f"{task.goal}, which initialisation already meets ({values[task.goal.metric]:.6g})"
-        raise refusal(task, "a goal that training must reach", came, "set a harder one")
+        raise _refusal(task, "a goal that training must reach", came, "set a harder one")
     return tuple(values)
 
 
@@ -279,22 +307,40 @@ def _check_first_step(task: Task) -> None:
     seed_everything(0)
     model, other = make_model(task, CPU), make_model(task, CPU)
     before = {name: value.clone() for name, value in other.state_dict().items() if isinstance(value, torch.Tensor)}
-    batch = sample(task, task.batch_size)
+    batch = _sample(task, task.batch_size)
     point = f"lr={task.lr}, batch_size={task.batch_size}"
     try:
         make_step(task, model, task.optimizer(model, task.lr), precision=task.precision)(batch)
         loss = evaluate(task, model, [batch], task.precision)["loss"]
     except Exception as error:
         what, instead = f"a first step at its own point ({point})", "make that step by itself to see why"
-        raise refusal(task, what, text(error), instead, what="it raised ") from error
+        raise _refusal(task, what, _text(error), instead, what="it raised ") from error
     if not math.isfinite(loss):
         what = f"a finite loss after the first step at its own point ({point})"
-        raise refusal(task, what, f"{loss}", "lower lr, or check the loss for overflow")
+        raise _refusal(task, what, f"{loss}", "lower lr, or check the loss for overflow")
     after = other.state_dict()
     if not all(torch.equal(value.nan_to_num(), after[name].nan_to_num()) for name, value in before.items()):
         came = "two models that share weights, so that a trial would begin where the last one ended"
         instead = "build the model inside the function: model=lambda: MyModel()"
-        raise refusal(task, "model() to make a fresh model each time", came, instead)
+        raise _refusal(task, "model() to make a fresh model each time", came, instead)
+
+
+def _check_single_example(task: Task, size: int) -> None:
+    """Batch norm cannot train on one example: a batch of 1, or a last short batch of 1, is refused with the reason."""
+    seed_everything(0)
+    model = make_model(task, CPU)
+    try:
+        task.batch_loss(model, _sample(task, 1))
+    except TaskError:
+        raise
+    except Exception as error:
+        norm = any("BatchNorm" in type(module).__name__ for module in model.modules())
+        why = "batch norm has no variance over one example" if norm else f"the model raised {_text(error)}"
+        short = f"batch size {size} (its last batch of an epoch is 1 of {task.train_size} examples)"
+        came = "a batch size of 1" if size == 1 else short
+        raise _refusal(
+            task, "batch sizes that the model can train at", f"{came}, where {why}", "leave it out"
+        ) from error
 
 
 def _shapes(task: Task, batch: Batch) -> str:

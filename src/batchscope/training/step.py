@@ -20,6 +20,7 @@ import torch
 
 from batchscope.task import Batch, Task
 from batchscope.training.batches import examples_in, split, units_in
+from batchscope.training.seeding import torch_drawing_from
 
 Step = Callable[[Batch], None]
 
@@ -89,8 +90,7 @@ def evaluate(task: Task, model: torch.nn.Module, batches: Iterable[Batch], preci
     modes = [(module, module.training) for module in model.modules()]
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(EVALUATION_SEED)
+    with torch_drawing_from(EVALUATION_SEED, device):
         model.eval()
         try:
             for batch in batches:
@@ -105,7 +105,8 @@ def evaluate(task: Task, model: torch.nn.Module, batches: Iterable[Batch], preci
         finally:
             model.train()  # for modules that do something when their mode changes
             for module, training in modes:
-                module.training = training
+                if module.training != training:
+                    module.training = training
     return {name: total / weights[name] for name, total in sums.items()} or {"loss": math.nan}
 
 

@@ -1,8 +1,8 @@
 """`study --dry-run`: what would run, and what would it cost? The plan, its price, and estimates of time and disk.
 
-The price is an upper bound: every trial to its budget, every search trial too. Trials usually end well before, by
-patience, at the goal, or where they can no longer win. Seconds come from a few steps timed now, on this machine as
-busy as it is.
+The price is an upper bound: every trial to its budget, and the search extended as far as it may be. Trials usually end
+well before, by patience, at the goal, or where they can no longer win. Seconds come from a few steps timed now, on this
+machine as busy as it is, and leave out evaluations and the start of the workers.
 """
 
 from __future__ import annotations
@@ -14,44 +14,64 @@ from typing import Any
 from batchscope.measure.throughput import StepClock
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
-from batchscope.sweep.plan import SPREAD
+from batchscope.sweep.plan import FIRST_RATES, MOST_RATES
 from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
-from batchscope.verbs.study import Request, prepare
+from batchscope.training.seeding import drawing_from
+from batchscope.verbs.request import Request, prepare
 
 EVALUATION_BYTES = 600  # of one evaluation in the store, two metrics (measured on digits: 540)
+WINDOW_SECONDS = 0.02  # of steps timed at each batch size: quick, an estimate is all that is needed (a guess)
 
 
 def price(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any) -> dict[str, Any]:
     """The plan of `study(task, **asked)` as plain data; nothing is trained and nothing stored."""
-    request = prepare(task, **asked)
-    stop, sizes, seeds = request.stop, request.batch_sizes, len(request.seeds)
-    trials = {
-        "held": len(sizes) * seeds if "held" in request.policies else 0,
-        "tuning": len(sizes) * len(SPREAD) * len(request.tuning_seeds) if "tuned" in request.policies else 0,
-        "tuned": len(sizes) * seeds if "tuned" in request.policies else 0,
-    }
-    total = sum(trials.values())
-    reference = _stored_reference(request, store)
-    seconds = _seconds(request, total)
-    evaluations = math.ceil(stop.budget_examples / stop.cadence_examples) + 1
-    plan: dict[str, Any] = {
-        "task": request.task.name,
-        "batch_sizes": list(sizes),
-        "policies": list(request.policies),
-        "seeds": list(request.seeds),
-        "trials": trials,
-        "budget_examples_per_trial": stop.budget_examples,
-        "cadence_examples": stop.cadence_examples,
-        "at_most": {
-            "examples": total * stop.budget_examples,
-            "reference_runs": None if reference is None else total * stop.budget_examples / reference,
-            "seconds": seconds,
-            "bytes": total * evaluations * EVALUATION_BYTES,
-        },
-    }
+    with drawing_from(0):  # a notebook keeps its random numbers
+        request = prepare(task, **asked)
+        reference = _stored_reference(request, store)
+        per_size, most = _trials(request, FIRST_RATES), _trials(request, MOST_RATES)
+        stop = request.stop
+        plan: dict[str, Any] = {
+            "task": request.task.name,
+            "batch_sizes": list(request.batch_sizes),
+            "policies": list(request.policies),
+            "seeds": list(request.seeds),
+            "trials": {role: n * len(request.batch_sizes) for role, n in per_size.items()},
+            "budget_examples_per_trial": stop.budget_examples,
+            "cadence_examples": stop.cadence_examples,
+            "at_most": _at_most(request, sum(most.values()), reference),
+        }
     plan["sentences"] = _sentences(plan, request)
     return plan
+
+
+def _trials(request: Request, rates: int) -> dict[str, int]:
+    """Trials of each batch size, by role, where the search tries so many learning rates."""
+    held, tuned = "held" in request.policies, "tuned" in request.policies
+    return {
+        "held": len(request.seeds) * held,
+        "tuning": rates * len(request.tuning_seeds) * tuned,
+        "tuned": len(request.seeds) * tuned,
+    }
+
+
+def _at_most(request: Request, trials: int, reference: float | None) -> dict[str, Any]:
+    """The dearest outcome: so many trials of each batch size, and the reference run, to the last example."""
+    own = request.task.batch_size
+    dearest = {size: request.stop.budget_examples + size - 1 for size in (*request.batch_sizes, own)}
+    examples = trials * sum(dearest[size] for size in request.batch_sizes) + dearest[own]
+    share = 1.0  # of the examples, that the budget admits
+    if reference is not None and request.budget is not None:
+        share = min(1.0, request.budget * reference / examples)
+    evaluations = math.ceil(request.stop.budget_examples / request.stop.cadence_examples) + 1
+    count = trials * len(request.batch_sizes) + 1
+    runs = request.budget if share < 1 else None if reference is None else examples / reference
+    return {
+        "examples": math.floor(share * examples),
+        "reference_runs": runs,
+        "seconds": share * _seconds(request, trials),
+        "bytes": math.ceil(share * count * evaluations * EVALUATION_BYTES),
+    }
 
 
 def _stored_reference(request: Request, store: str | Path) -> float | None:
@@ -70,30 +90,32 @@ def _reference_in(opened: Store, fingerprint: str) -> float | None:
     return None
 
 
-def _seconds(request: Request, total: int) -> float:
-    """Upper estimate: every trial's steps at a step time measured now, shared by one worker a core."""
-    clock = StepClock(request.task, pick_device(), request.task.precision)
-    per_trial = [
-        clock.window(size, clock.steps_for(size, 0.02)) * math.ceil(request.stop.budget_examples / size)
-        for size in request.batch_sizes
-    ]
-    workers = cores() if request.reference is not None else 1
-    return sum(per_trial) / len(per_trial) * total / workers
+def _seconds(request: Request, trials: int) -> float:
+    """So many trials of each batch size, at step times measured now, shared by one worker a core."""
+    device = pick_device()
+    clock = StepClock(request.task, device, request.task.precision)
+    steps = {size: math.ceil(request.stop.budget_examples / size) for size in request.batch_sizes}
+    once = sum(clock.window(size, clock.steps_for(size, WINDOW_SECONDS)) * steps[size] for size in steps)
+    workers = cores() if request.reference is not None and device.type == "cpu" else 1
+    return once * trials / workers
 
 
 def _sentences(plan: dict[str, Any], request: Request) -> list[str]:
     """The plan in words."""
-    most, trials = plan["at_most"], plan["trials"]
+    most, trials, budget = plan["at_most"], plan["trials"], plan["budget_examples_per_trial"]
     runs = most["reference_runs"]
     in_runs = (
         "the reference run is not measured yet, so no price in reference runs"
         if runs is None
         else f"{runs:,.0f} reference runs"
     )
+    sizes = ", ".join(map(str, plan["batch_sizes"]))
+    epochs = budget / request.task.train_size
+    time, disk = f"{most['seconds'] / 60:.1f} minutes", f"{most['bytes'] / 1e6:.1f} MB"
     return [
-        f"{plan['task']}: batch sizes {', '.join(map(str, plan['batch_sizes']))}; {len(plan['seeds'])} seeds; {' and '.join(plan['policies'])}.",
-        f"{trials['held']} held trials, a search of at least {trials['tuning']} trials, {trials['tuned']} tuned trials; each at most "
-        f"{plan['budget_examples_per_trial']:,} examples ({plan['budget_examples_per_trial'] / request.task.train_size:.1f} epochs).",
-        f"At most {most['examples']:,} examples ({in_runs}), about {most['seconds'] / 60:.1f} minutes and {most['bytes'] / 1e6:.1f} MB; "
+        f"{plan['task']}: batch sizes {sizes}; {len(plan['seeds'])} seeds; {' and '.join(plan['policies'])}.",
+        f"{trials['held']} held trials, a search of at least {trials['tuning']} trials, {trials['tuned']} tuned "
+        f"trials; each at most {budget:,} examples ({epochs:.1f} epochs).",
+        f"At most {most['examples']:,} examples ({in_runs}), about {time} and {disk}; "
         "usually well under half, since trials end at patience or where they cannot win.",
     ]

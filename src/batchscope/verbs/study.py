@@ -14,24 +14,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from batchscope.analysis.table import analyse
-from batchscope.errors import CannotAnswer, UsageError
+from batchscope.analysis.target import HOLDS_FOR
+from batchscope.errors import CannotAnswer
 from batchscope.records import (
     Conditions,
     Goal,
-    StopRule,
     StudyResult,
     StudySettings,
     TimingPass,
-    TrialRecord,
+    TrialSpec,
     from_plain,
 )
 from batchscope.store.base import Store
@@ -42,78 +41,21 @@ from batchscope.sweep.executors.inline import InlineExecutor
 from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import Job, TaskReference
 from batchscope.sweep.phases import Phases
-from batchscope.sweep.plan import arms_of, default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
+from batchscope.sweep.plan import arms_of
 from batchscope.sweep.runner import Listener, Runner, as_error
-from batchscope.task import Task, load_task
-from batchscope.training.checks import CheckedTask, check_batch_sizes, check_task
+from batchscope.task import Task
 from batchscope.training.device import pick_device, set_up
 from batchscope.training.fingerprint import changed
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.report import default_path
+from batchscope.verbs.request import Request, prepare
 
 DEFAULT_STORE = "batchscope.db"
-OWN_GOAL_SLACK = 0.02  # goal=None: the lowest loss plus 2 % of its fall, so that most seeds reach it (a guess)
+OWN_GOAL_SLACK = (
+    0.02  # goal=None: the lowest loss that held plus 2 % of its fall, so that most seeds reach it (a guess)
+)
 CLAIM_SECONDS = 600.0  # longer than a timing pass; a process that is gone loses its claim at once
 POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Request:
-    """A study as asked for, checked against the task; nothing has been run."""
-
-    task: Task
-    reference: str | None  # None: a Task object, which runs in this process
-    checked: CheckedTask
-    batch_sizes: tuple[int, ...]
-    policies: tuple[str, ...]
-    seeds: tuple[int, ...]
-    tuning_seeds: tuple[int, ...]
-    patience_epochs: float
-    budget: float | None  # reference runs
-
-    @property
-    def stop(self) -> StopRule:
-        """When a reported trial ends."""
-        budget = self.task.budget_examples
-        return StopRule(budget, default_cadence(self.task.train_size, budget), self.patience_epochs)
-
-
-def prepare(
-    task: Task | str,
-    *,
-    batch_sizes: Sequence[int] | None = None,
-    policy: str = "both",
-    seeds: int = 3,
-    patience: float = 5.0,
-    seed: int = 0,
-    budget: float | None = None,
-) -> Request:
-    """Check a task and what is asked of it, before any training. See `study` for the arguments."""
-    policies = {"held": ("held",), "tuned": ("tuned",), "both": ("held", "tuned")}.get(policy)
-    if policies is None:
-        raise UsageError(f'expected policy "held", "tuned" or "both", got {policy!r}')
-    if not isinstance(seeds, int) or seeds < 1:
-        raise UsageError(f"expected at least one seed, got {seeds!r}: write --seeds 3")
-    if seeds > 800:
-        raise UsageError(f"expected at most 800 seeds, got {seeds}: the seeds of different studies would meet")
-    if not isinstance(seed, int) or not 0 <= seed < 10**12:
-        raise UsageError(f"expected a seed from 0 up, got {seed!r}: write --seed 0")
-    if not patience > 0:
-        raise UsageError(f"expected patience in epochs above 0, got {patience!r}: write --patience 5")
-    if budget is not None and not budget > 0:
-        raise UsageError(
-            f"expected a budget in reference runs above 0, got {budget!r}: write --budget 50, or leave it out"
-        )
-    reference = task if isinstance(task, str) else None
-    loaded = load_task(task) if isinstance(task, str) else task
-    if not isinstance(loaded, Task):
-        raise UsageError(f"expected a task reference or a bs.Task, got {type(loaded).__name__}: write study('digits')")
-    checked = check_task(loaded)
-    sizes = check_batch_sizes(
-        loaded, batch_sizes if batch_sizes is not None else default_batch_sizes(loaded.train_size)
-    )
-    own_seeds, own_tuning = seeds_of(seed, seeds), tuning_seeds_of(seed)
-    return Request(loaded, reference, checked, sizes, policies, own_seeds, own_tuning, float(patience), budget)
 
 
 def study(
@@ -217,7 +159,7 @@ def _measure(
     def runner(study_id: str | None, goal: Goal | None, conditions: Conditions) -> Runner:
         return Runner(store, study_id, fingerprint, conditions, goal, executor, checkpoints, checkpoint_seconds, hear)
 
-    def own_goal(conditions: Conditions) -> tuple[Goal, list[TrialRecord]]:
+    def own_goal(conditions: Conditions) -> tuple[Goal, list[TrialSpec]]:
         return _own_goal(runner(None, None, conditions), request, hear)
 
     settings, already = _settled(store, request, executor, own_goal, hear)
@@ -236,14 +178,14 @@ def _settled(
     store: Store,
     request: Request,
     executor: Executor,
-    own_goal: Callable[[Conditions], tuple[Goal, list[TrialRecord]]],
+    own_goal: Callable[[Conditions], tuple[Goal, list[TrialSpec]]],
     hear: Listener,
-) -> tuple[StudySettings, list[TrialRecord]]:
+) -> tuple[StudySettings, list[TrialSpec]]:
     """What is chosen once and stored: workers, conditions, goal; and the trials that the goal took.
 
     Two commands that start together must choose alike, or their trials are not the same. So the choice is made, and
-    stored with the study, while the machine is claimed. An open goal takes a training run in between: whoever then finds
-    that another command has chosen otherwise follows it.
+    stored with the study, while the machine is claimed. An open goal takes a training run in between: whoever then
+    finds that another command has chosen otherwise follows it.
     """
     with _machine(store, hear):
         chosen = _chosen(store, request) or _choose(request, executor, hear)
@@ -254,13 +196,13 @@ def _settled(
             return settings, []
     while True:
         _open_slots(executor, chosen[0])
-        goal, ran = own_goal(chosen[1])
+        goal, already = own_goal(chosen[1])
         with _machine(store, hear):
             others = _chosen(store, request)
             if others is None or others == chosen:
                 settings = _settings(request, goal, *chosen)
                 store.save_study(settings)
-                return settings, ran
+                return settings, already
         chosen = others
 
 
@@ -271,16 +213,20 @@ def _open_slots(executor: Executor, workers: int) -> None:
 
 
 @contextmanager
-def _machine(store: Store, hear: Listener, alone: bool = False) -> Iterator[Callable[[], None]]:
+def _machine(store: Store, hear: Listener, alone: bool = False) -> Generator[Callable[[], None]]:
     """Claim the machine; with `alone`, wait for the trials of others to end. Gives the heartbeat of the claim."""
     owner, told = Owner.here(), False
+
+    def beat() -> None:
+        store.claim_machine(owner, CLAIM_SECONDS)
+
     try:
         while (state := store.claim_machine(owner, CLAIM_SECONDS)) == "busy" or (alone and state == "shared"):
             if not told:
                 hear("note", {"text": "waiting for another command on this store, so as to measure alone"})
                 told = True
             time.sleep(POLL_SECONDS)
-        yield lambda: None if store.claim_machine(owner, CLAIM_SECONDS) else None
+        yield beat
     finally:
         store.free_machine(owner)
 
@@ -340,21 +286,28 @@ def call(executor: Executor, job: Job, beat: Callable[[], None] = lambda: None) 
     raise CannotAnswer(f"expected a worker to do the task's {job.kind} job, it died twice: {reason}")
 
 
-def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, list[TrialRecord]]:
-    """For goal=None: what the task's own point reaches in one run of the whole budget, with a little slack."""
+def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, list[TrialSpec]]:
+    """For goal=None: what the task's own point reaches in one run of the whole budget, with a little slack.
+
+    To reach a loss is to hold it at three evaluations running: the least that it did so is
+    min over k of max(y_k, y_(k+1), y_(k+2)), with y the validation losses after the initial one.
+    """
     task = request.task
     spec = arms_of([task.batch_size], float(task.lr), task.precision, request.stop, request.seeds[:1])
-    ran = runner.run({"reference": spec})["reference"]
-    losses = [e.validation["loss"] for e in ran[0].result.trace if math.isfinite(e.validation["loss"])]
-    if len(losses) < 2 or min(losses) >= losses[0]:
+    (record,) = runner.run({"reference": spec})["reference"]
+    start, *losses = [e.validation["loss"] for e in record.result.trace]
+    runs = [losses[k : k + HOLDS_FOR] for k in range(len(losses) - HOLDS_FOR + 1)]
+    lowest = min((max(run) for run in runs if all(map(math.isfinite, run))), default=math.inf)
+    if not lowest < start:
         raise CannotAnswer(
             f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to lower the "
             "validation loss, it did not: give a goal, or a learning rate that trains"
         )
-    value = float(f"{min(losses) + OWN_GOAL_SLACK * (losses[0] - min(losses)):.4g}")
-    goal = Goal("loss", at_most=value)
+    value = lowest + OWN_GOAL_SLACK * (start - lowest)
+    rounded = float(f"{value:.4g}")
+    goal = Goal("loss", at_most=rounded if rounded >= lowest else value)
     hear("note", {"text": f"the goal was left open: {goal}, which the task's own point reaches"})
-    return goal, ran
+    return goal, spec
 
 
 def _settings(request: Request, goal: Goal, workers: int, conditions: Conditions) -> StudySettings:

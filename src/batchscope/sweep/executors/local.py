@@ -35,7 +35,8 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is the parent's to handle, and its group is ended with it
         )
         self._input, replies = self.process.stdin, self.process.stdout
-        assert self._input is not None and replies is not None  # both are pipes
+        assert self._input is not None  # both are pipes
+        assert replies is not None
         self._send(asdict(task))
         self._listener = threading.Thread(target=self._listen, args=(replies,), daemon=True)
         self._undertaker = threading.Thread(target=self._bury, daemon=True)
