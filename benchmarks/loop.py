@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import logging
 import random
 import statistics
@@ -185,14 +187,12 @@ def main() -> None:
         return
 
     warnings.filterwarnings("ignore", module="lightning")  # advice on loader workers and saving
-    try:
-        import lightning  # noqa: F401
-
-        lightning_too = True
+    lightning_too = importlib.util.find_spec("lightning") is not None
+    if lightning_too:
+        importlib.import_module("lightning.pytorch")  # sets up its loggers, which then can be quietened
         for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    except ImportError:
-        lightning_too = False
+    else:
         print("Lightning is not installed: left out (pip install 'batchscope[bench]')")
     torch.set_num_threads(1)
     keep_freed_memory()

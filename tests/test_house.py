@@ -27,7 +27,7 @@ ALLOWED = {
     "training": TRAINING,
     "measure": TRAINING | {"training"},
     "sweep": READING | TRAINING | {"store", "report", "training", "measure"},
-    "testing": READING | {"store", "sweep"},
+    "testing": READING | TRAINING | {"store", "training", "sweep"},
     "verbs": READING | TRAINING | {"store", "report", "training", "measure", "sweep"},
     "cli": READING | TRAINING | {"store", "report", "training", "measure", "sweep", "verbs"},
 }

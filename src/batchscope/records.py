@@ -68,7 +68,8 @@ class Goal:
     @property
     def value(self) -> float:
         """The bound itself."""
-        return float(self.at_most if self.at_most is not None else self.at_least)  # type: ignore[arg-type]
+        (bound,) = (b for b in (self.at_most, self.at_least) if b is not None)  # __post_init__: exactly one
+        return float(bound)
 
     @property
     def falls(self) -> bool:
@@ -399,5 +400,5 @@ def from_plain(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = _hints(kind)
         known = {f.name for f in dataclasses.fields(kind)}  # fields that a newer version added are ignored
-        return kind(**{k: from_plain(hints[k], v) for k, v in value.items() if k in known})  # type: ignore[operator]
+        return kind(**{k: from_plain(hints[k], v) for k, v in value.items() if k in known})
     return float(value) if kind is float else value

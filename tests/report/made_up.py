@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from batchscope.analysis.table import analyse
-
 from batchscope.records import Goal, StudyData, StudyResult
 
 HOSTILE = "<script>alert(1)</script>"

@@ -15,7 +15,7 @@ from batchscope.task import Task, load_task
 SMALL = Path(__file__).parents[1] / "sweep" / "small_task.py"
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def quick() -> Generator[None]:
     """In this process, seconds are not what these tests are about; and a busy machine must not choose the threads."""
     steps_for = StepClock.steps_for

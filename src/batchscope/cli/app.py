@@ -70,7 +70,7 @@ def run(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="batchscope", standalone_mode=False)
     except BatchscopeError as error:
         _end(str(error), error.exit_code, debug)
     except (_Stopped, KeyboardInterrupt, typer.Abort):

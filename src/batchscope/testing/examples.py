@@ -70,7 +70,7 @@ def make_settings(**changes: object) -> StudySettings:
         conditions=CONDITIONS,
         targets=(0.5, 0.4),
     )
-    return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(settings, **changes)
 
 
 def make_spec(seed: int = 0, batch_size: int = 32) -> TrialSpec:

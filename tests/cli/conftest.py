@@ -1,0 +1,85 @@
+"""What do the tests of the command line share? A way to run it here, one to run it for real, and one finished study."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchscope.cli.app import run
+
+SMALL = Path(__file__).parents[1] / "sweep" / "small_task.py"
+COMMAND = str(Path(sys.executable).with_name("batchscope"))
+ASKED = ("--batch-sizes", "16,64", "--seeds", "1")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Here = Callable[..., Ended]
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Here:
+    """Run a command line in this process, standing in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def here(*arguments: str) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(list(arguments))
+        printed = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, printed.out, printed.err)
+
+    return here
+
+
+def really(*arguments: str, cwd: Path) -> Ended:
+    """Run the installed command."""
+    ended = subprocess.run([COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def task_file(folder: Path, text: str, name: str = "mine.py") -> str:
+    """A task file that begins with the small task's names."""
+    (folder / name).write_text(
+        f"import dataclasses, os, sys, torch\nsys.path.insert(0, {str(SMALL.parent)!r})\n"
+        f"import batchscope as bs, small_task\n{text}\n"
+    )
+    return str(folder / name)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study: its store, what `--json` printed, and how the command ended."""
+
+    store: Path
+    answer: dict[str, Any]
+    ended: Ended
+    task: str
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Of a task that prints wherever it can, run by the installed command with --json."""
+    folder = tmp_path_factory.mktemp("study")
+    task = task_file(
+        folder, "print('loading')\nos.system('echo from a program')\n\ndef task():\n    return small_task.task()\n"
+    )
+    ended = really("study", task, *ASKED, "--store", "a.db", "--json", cwd=folder)
+    assert ended.code == 0, ended.err
+    return Study(folder / "a.db", json.loads(ended.out), ended, task)
