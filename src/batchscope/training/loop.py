@@ -206,4 +206,4 @@ def _best(trace: Sequence[Evaluation]) -> Evaluation:
 def norm_of_difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor] | None) -> float:
     """|a - b|_2 over all tensors (|a|_2 where b is None), summed in double precision."""
     parts = a if b is None else [x - y for x, y in zip(a, b, strict=True)]
-    return math.sqrt(sum(float(p.detach().double().pow(2).sum()) for p in parts))
+    return math.hypot(*(float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64)) for p in parts))
