@@ -29,7 +29,7 @@ def make_task() -> bs.Task:
 
 def main() -> bs.StudyResult:
     """Three batch sizes at the held learning rate, two seeds."""
-    result = bs.study(make_task(), batch_sizes=[8, 32, 128], policy="held", seeds=2, store="notebook.db", draw=False)
+    result = bs.study(make_task(), batch_sizes=[16, 64, 256], policy="held", seeds=2, store="notebook.db", draw=False)
     for row in result.rows:
         steps, loss = row.steps_to_goal, row.min_validation_loss
         said = f"{steps.estimate:,.0f} steps" if steps.estimate is not None else f"more than {steps.low:,.0f} steps"

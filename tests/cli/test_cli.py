@@ -454,8 +454,8 @@ def interrupted(folder: Path, after: str | float) -> tuple[Ended, list[int]]:
 
 
 def test_ctrl_c_at_any_time_is_a_sentence_leaves_nobody_and_loses_nothing(study: Study, tmp_path: Path) -> None:
-    """While Python starts up, torch is imported, workers start, trials run, steps are timed: one store through all."""
-    for after in (0.6, "choosing workers", "held (2)", "/4 B=16", "timing"):
+    """While torch is imported, workers start, trials run, steps are timed: one store through all."""
+    for after in (0.6, "choosing workers", "/4 B=16", "timing"):
         ended, workers = interrupted(tmp_path, after)
         assert ended.code == 1, (after, ended)
         sentence(ended, 1, "stopped")

@@ -23,6 +23,7 @@ import torch
 
 from batchscope.analysis.table import analyse
 from batchscope.analysis.target import HOLDS_FOR
+from batchscope.analysis.target import HOLDS_FOR
 from batchscope.errors import CannotAnswer
 from batchscope.records import (
     Conditions,
