@@ -3,11 +3,13 @@
 A small study is run undisturbed once: its records are the truth, its duration T the range of the moments. Then, for
 every kill, a fresh store: the real command is started with a checkpoint at every evaluation, killed with SIGKILL
 at a moment drawn uniformly from 0 to T, and run again to its end; or one random worker of it is killed, which the
-command must survive. All that was stored must equal the truth: every trial's specification, conditions and result (traces, outcomes, steps),
-the chosen learning rates, the reference run and the settings; clock readings, attempts and the timing pass apart.
+command must survive. All that was stored must equal the truth: every trial's specification, conditions and result
+(traces, outcomes, steps), the chosen learning rates, the reference run and the settings; clock readings, attempts and
+the timing pass apart.
 
 How many threads a worker gets is measured when a study begins, and on a busy machine may come out otherwise: such a
-run is of another study, is not compared, and is repeated; the table counts these.
+run is of another study and is not compared. A run that was over before the moment came was not killed. Either is made
+again, at another moment; the table counts them.
 
 Targets (`--check` exits 1 where one is missed): no kill changes anything, and as many kills as asked for were made.
 
@@ -40,7 +42,7 @@ from environment import environment
 
 COMMAND = Path(sys.executable).with_name("batchscope")
 ROLES = ("reference", "held", "tuning", "tuned")
-REPEATS = 5  # of a kill whose run chose other threads than the truth
+REPEATS = 8  # of a kill that came too late, or whose run chose other threads than the truth
 POLL_SECONDS = 0.005
 
 
@@ -50,11 +52,12 @@ class Storm:
 
     task: str
     batch_sizes: str
-    seeds: int
+    patience: float
 
     def start(self, store: Path) -> subprocess.Popen[bytes]:
         """The command, with its output thrown away but for errors."""
-        asked = ("--batch-sizes", self.batch_sizes, "--seeds", str(self.seeds), "--checkpoint-seconds", "0")
+        sizes, patience = ("--batch-sizes", self.batch_sizes), ("--patience", str(self.patience))
+        asked = (*sizes, *patience, "--seeds", "1", "--checkpoint-seconds", "0")
         return subprocess.Popen(
             [str(COMMAND), "study", self.task, *asked, "--store", str(store), "--no-report", "--json"],
             stdout=subprocess.DEVNULL,
@@ -141,30 +144,31 @@ def source() -> str:
 def one(storm: Storm, kind: str, number: int, seed: int, truth: tuple[float, dict[str, Any]]) -> dict[str, Any]:
     """One kill, compared with the truth."""
     draw = random.Random(f"{seed} {kind} {number}")
-    share, others = draw.random(), 0
-    while True:
+    late = others = 0
+    while late + others < REPEATS:
+        moment = draw.uniform(0, truth[0])
         with tempfile.TemporaryDirectory() as folder:
             store = Path(folder) / "a.db"
-            what = kill(storm, store, kind, share * truth[0], draw)
+            what = kill(storm, store, kind, moment, draw)
             found = records(store)
             left = [path.name for path in Path(folder).iterdir() if "checkpoints" in path.name]
         ours, theirs = found["settings"], truth[1]["settings"]
-        if (ours["conditions"], ours["workers"]) == (theirs["conditions"], theirs["workers"]):
-            break
-        others += 1
-        if others == REPEATS:
-            raise SystemExit(
-                f"{REPEATS} runs chose other threads than the undisturbed one: run this on a quieter machine"
-            )
-    return {
-        "kind": kind,
-        "number": number,
-        "second": round(share * truth[0], 3),
-        **what,
-        "differs": sorted(part for part in found if found[part] != truth[1][part]),
-        "checkpoints_left": left,
-        "other_threads": others,
-    }
+        if (ours["conditions"], ours["workers"]) != (theirs["conditions"], theirs["workers"]):
+            others += 1
+        elif not what["killed"]:
+            late += 1
+        else:
+            return {
+                "kind": kind,
+                "number": number,
+                "second": round(moment, 3),
+                "trials_hit": what["trials_hit"],
+                "differs": sorted(part for part in found if found[part] != truth[1][part]),
+                "checkpoints_left": left,
+                "came_too_late": late,
+                "other_threads": others,
+            }
+    raise SystemExit(f"{REPEATS} runs were over too soon or chose other threads: run this on a quieter machine")
 
 
 def undisturbed(storm: Storm) -> tuple[float, dict[str, Any]]:
@@ -178,13 +182,13 @@ def undisturbed(storm: Storm) -> tuple[float, dict[str, Any]]:
 def show(kills: list[dict[str, Any]], seconds: float, trials: int) -> None:
     """The table."""
     print(f"{trials} trials, {seconds:.1f} s undisturbed\n")
-    print("killed    kills   hit a running trial   trials hit   equal   chose other threads")
+    print("killed    kills   hit a running trial   trials hit   equal   came too late   chose other threads")
     for kind in ("command", "worker"):
         mine = [k for k in kills if k["kind"] == kind]
-        made, hit = sum(k["killed"] for k in mine), sum(k["trials_hit"] > 0 for k in mine)
-        trials_hit, equal = sum(k["trials_hit"] for k in mine), sum(not k["differs"] for k in mine)
+        hit, trials_hit = sum(k["trials_hit"] > 0 for k in mine), sum(k["trials_hit"] for k in mine)
+        equal, late = sum(not k["differs"] for k in mine), sum(k["came_too_late"] for k in mine)
         others = sum(k["other_threads"] for k in mine)
-        print(f"{kind:8}{made:7}{hit:22}{trials_hit:13}{equal:8}{others:22}")
+        print(f"{kind:8}{len(mine):7}{hit:22}{trials_hit:13}{equal:8}{late:16}{others:22}")
 
 
 def main() -> None:
@@ -195,11 +199,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", default="digits")
     parser.add_argument("--batch-sizes", default="64,256")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--patience", type=float, default=2.0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args()
-    storm = Storm(asked.task, asked.batch_sizes, asked.seeds)
+    storm = Storm(asked.task, asked.batch_sizes, asked.patience)
     about = {"source": source(), "seed": asked.seed, **dataclasses.asdict(storm)}
     before = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
     kills = before["kills"] if before.get("about") == about else []
@@ -219,7 +223,7 @@ def main() -> None:
             asked.out.write_text(json.dumps(result, indent=1) + "\n")
     mine = [k for k in kills if (k["kind"], k["number"]) in wanted]
     show(mine, seconds, trials)
-    wrong = [k for k in mine if k["differs"] or k["checkpoints_left"] or not k["killed"]]
+    wrong = [k for k in mine if k["differs"] or k["checkpoints_left"]]
     print(f"{len(mine) - len(wrong)} of {len(wanted)} kills changed nothing and left nothing behind")
     sys.exit(1 if asked.check and wrong else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -19,8 +20,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
+from batchscope.cli import interrupt
 from batchscope.cli.progress import Progress
 from batchscope.records import StudyData
 from batchscope.store.sqlite import open_store
@@ -465,6 +468,26 @@ def test_ctrl_c_at_any_time_is_a_sentence_leaves_nobody_and_loses_nothing(study:
     assert ended.code == 0
     assert still(json.loads(ended.out)) == still(study.answer)
     assert not (tmp_path / "a.db.checkpoints").exists()
+
+
+def test_ctrl_c_that_was_swallowed_by_an_import_stops_at_the_next_event(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def handle_then_swallow(*_: object, **__: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupt._handle(signal.SIGINT, None)
+
+    monkeypatch.setattr(interrupt, "_seen", False)
+    monkeypatch.setattr("batchscope.verbs.study._remember", lambda *_: handle_then_swallow() or [])
+    sentence(here("study", str(SMALL), *ASKED), 1, "stopped; everything measured so far is stored")
+
+
+def test_ctrl_c_while_the_command_line_is_read(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(typer.core.TyperGroup, "parse_args", press)
+    sentence(here("list"), 1, "stopped")
 
 
 def still(answer: dict) -> list[list[object]]:

@@ -18,7 +18,7 @@ from .small_runs import SMALL, run, spec
 
 
 class TestInlineContract(ExecutorContract):
-    def open(self, reference: str, fingerprint: str) -> Executor:
+    def open(self, reference: str) -> Executor:
         return InlineExecutor(load_task(reference))
 
 

@@ -26,8 +26,8 @@ from .small_runs import SMALL, ends, run, spec, wait_until, workers
 
 
 class TestLocalContract(ExecutorContract):
-    def open(self, reference: str, fingerprint: str) -> LocalExecutor:
-        return LocalExecutor(TaskReference.here(reference, fingerprint), 2)
+    def open(self, reference: str) -> LocalExecutor:
+        return LocalExecutor(TaskReference.here(reference, fingerprint(load_task(reference))[0]), 2)
 
     has_workers = True
 

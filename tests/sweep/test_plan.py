@@ -34,7 +34,7 @@ from batchscope.sweep.plan import (
 from batchscope.training.loop import ending
 
 GOAL = Goal("loss", at_most=0.5)
-STOP = StopRule(budget_examples=20_000, cadence_examples=500, patience_epochs=20.0)
+STOP = StopRule(budget_examples=20_000, cadence_examples=200, patience_epochs=20.0)
 TRAIN = 1000
 SIZES = (8, 64, 1000)
 
@@ -174,7 +174,7 @@ def test_caps_never_change_a_choice(seed: int) -> None:
     def world(batch_size: int, rate: float, trial_seed: int):
         noise = random.Random(f"{seed} {batch_size} {rate} {trial_seed}")
         needed = 2500 * 1.5 ** abs(math.log2(rate / 0.6) + draw_offset[batch_size]) * noise.uniform(0.8, 1.25)
-        bumps = [noise.gauss(0, 0.06) for _ in range(60)]
+        bumps = [noise.gauss(0, 0.06) for _ in range(2 + STOP.budget_examples // STOP.cadence_examples)]
         floor = noise.choice([0.1, 0.45, 0.55])
         return (lambda x: floor + 2 * math.exp(-1.5 * x / needed) + bumps[x // STOP.cadence_examples]), False
 

@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """Entry point of the `batchscope` command. Ctrl-C has one sentence even while things are being imported."""
     try:
+        from batchscope.cli import interrupt
+
+        interrupt.remember()
         from batchscope.cli.app import run
 
         run()

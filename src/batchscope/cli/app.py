@@ -19,11 +19,12 @@ import typer
 from batchscope.cli import listing, report, study
 from batchscope.errors import BatchscopeError
 
+INTERRUPTED = 130  # what the parser returns where Ctrl-C meets it: 128 + SIGINT, the shells' convention
 STOPPED = "stopped; everything measured so far is stored, run the same command to go on"
 
 
 class _Stopped(Exception):
-    """Ctrl-C inside a command. Not a KeyboardInterrupt: the parser would end on that by itself, without a sentence."""
+    """Ctrl-C inside a command. Not a KeyboardInterrupt: the parser has its own end for that, without a sentence."""
 
 
 class _NobodyReads(Exception):
@@ -83,6 +84,8 @@ def run(arguments: list[str] | None = None) -> NoReturn:
         if say is not None:  # the parser's: the command line is malformed
             _end(f"{say().rstrip('.')}: see batchscope --help", getattr(error, "exit_code", 2), debug)
         _end(f"unexpected {type(error).__name__}: {error} (run again with --debug to see where)", 1, debug)
+    if code == INTERRUPTED:
+        _end(STOPPED, 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 

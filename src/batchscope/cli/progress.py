@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from batchscope.cli import interrupt
 from batchscope.records import TrialSpec
 
 REFRESH_PER_SECOND = 4  # more would take the cores from the trials
@@ -36,7 +37,8 @@ class Progress:
             self.live.stop()
 
     def __call__(self, kind: str, details: dict[str, Any]) -> None:
-        """Take in one event."""
+        """Take in one event; raises KeyboardInterrupt where Ctrl-C was swallowed before."""
+        interrupt.check()
         if kind == "phase":
             self.phase = " + ".join(
                 f"{role} ({count})" if count > 1 else role for role, count in details["roles"].items()

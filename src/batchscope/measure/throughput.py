@@ -23,7 +23,7 @@ from batchscope.training.device import now
 from batchscope.training.seeding import seed_everything
 from batchscope.training.step import Step, make_model, make_step
 
-WINDOW_SECONDS = 0.08  # long against the clock and the scheduler's slice, short enough for many rounds (a guess)
+WINDOW_SECONDS = 0.05  # long against the clock and the scheduler's slice, short enough for many rounds (a guess)
 ROUNDS = 7
 SLOWED = 1e-3  # of the task's own learning rate
 PREFETCHED = 2  # batches that each loader worker has ready: torch.utils.data.DataLoader's default prefetch_factor

@@ -48,6 +48,12 @@ class Job:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+def warm_up() -> None:
+    """Make torch import what it imports late (its first optimiser takes seconds): done while there is nothing to do."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    torch.optim.SGD([weight], lr=0.1).zero_grad()
+
+
 def trial_job(
     trial_id: str,
     spec: TrialSpec,

@@ -22,13 +22,15 @@ def main() -> None:
     os.dup2(2, 1)
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(sys.stdin, jobs), daemon=True).start()
-    first = jobs.get()
 
     def reply(kind: str, job: str, content: Any) -> None:
         replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")
 
-    from batchscope.sweep.jobs import Job, TaskReference, Workbench, refusal  # torch: only once there is work
+    # torch takes seconds: the input is being read meanwhile, and a first optimiser brings the rest of what it imports
+    from batchscope.sweep.jobs import Job, TaskReference, Workbench, refusal, warm_up
 
+    warm_up()
+    first = jobs.get()
     bench: Workbench | None = None
     while True:
         job = Job(**jobs.get())

@@ -1,8 +1,8 @@
 """Does an executor keep its contract (`batchscope.sweep.executors.base`)? Subclass, say how to open one, run pytest.
 
     class TestMyExecutor(ExecutorContract):
-        def open(self, reference, fingerprint):
-            return MyExecutor(reference, fingerprint)
+        def open(self, reference):
+            return MyExecutor(reference)
 
 Jobs are trials of the built-in task `noisy-quadratic`: short ones of 16 steps, and an endless one to be killed in.
 """
@@ -15,12 +15,11 @@ from collections.abc import Generator
 
 import pytest
 
+from batchscope import load_task
 from batchscope.records import Arm, StopRule, TrialResult, TrialSpec, from_plain
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
 from batchscope.sweep.jobs import Job, Workbench, trial_job
-from batchscope.task import load_task
 from batchscope.testing.examples import bits
-from batchscope.training.fingerprint import fingerprint
 
 TASK = "noisy-quadratic"
 SHORT = StopRule(budget_examples=1024, cadence_examples=256)
@@ -31,7 +30,7 @@ PATIENCE_SECONDS = 120.0  # a worker that says nothing for so long on a busy mac
 class ExecutorContract:
     """The tests. `open` is the one method to write; where jobs run in processes of their own, `kill_worker` too."""
 
-    def open(self, reference: str, fingerprint: str) -> Executor:
+    def open(self, reference: str) -> Executor:
         """An executor for the task that this reference names."""
         raise NotImplementedError("a subclass of ExecutorContract says how to open its executor")
 
@@ -45,7 +44,7 @@ class ExecutorContract:
     @classmethod
     def executor(cls) -> Generator[Executor]:
         """One for all tests but those that close it: workers may take seconds to start."""
-        with cls().open(TASK, fingerprint(load_task(TASK))[0]) as executor:
+        with cls().open(TASK) as executor:
             yield executor
 
     def job(self, name: str, seed: int = 0, stop: StopRule = SHORT) -> Job:
@@ -110,7 +109,7 @@ class ExecutorContract:
         assert executor.events(0.01) == []
 
     def test_closing_ends_everything_and_may_be_done_twice(self) -> None:
-        executor = self.open(TASK, fingerprint(load_task(TASK))[0])
+        executor = self.open(TASK)
         executor.start(self.job("endless", stop=ENDLESS))
         started = time.monotonic()
         executor.close()

@@ -56,15 +56,15 @@ def _trials(request: Request, rates: int) -> dict[str, int]:
 
 
 def _at_most(request: Request, trials: int, reference: float | None) -> dict[str, Any]:
-    """The dearest outcome: so many trials of each batch size, and the reference run, to the last example."""
-    own = request.task.batch_size
+    """The dearest outcome: so many trials of each batch size, the reference run, and one more for an open goal."""
+    own, singles = request.task.batch_size, 1 + (request.task.goal is None)
     dearest = {size: request.stop.budget_examples + size - 1 for size in (*request.batch_sizes, own)}
-    examples = trials * sum(dearest[size] for size in request.batch_sizes) + dearest[own]
+    examples = trials * sum(dearest[size] for size in request.batch_sizes) + singles * dearest[own]
     share = 1.0  # of the examples, that the budget admits
     if reference is not None and request.budget is not None:
         share = min(1.0, request.budget * reference / examples)
     evaluations = math.ceil(request.stop.budget_examples / request.stop.cadence_examples) + 1
-    count = trials * len(request.batch_sizes) + 1
+    count = trials * len(request.batch_sizes) + singles
     runs = request.budget if share < 1 else None if reference is None else examples / reference
     return {
         "examples": math.floor(share * examples),

@@ -23,7 +23,6 @@ import torch
 
 from batchscope.analysis.table import analyse
 from batchscope.analysis.target import HOLDS_FOR
-from batchscope.analysis.target import HOLDS_FOR
 from batchscope.errors import CannotAnswer
 from batchscope.records import (
     Conditions,
@@ -94,16 +93,17 @@ def study(
     Returns: the rows, claims and fitted law, as in `--json`. Raises BatchscopeError with one sentence.
     """
     hear: Listener = listen or (lambda kind, details: None)
-    with drawing_from(0):  # a notebook keeps its random numbers
+    with drawing_from(0), _executor(task) as executor:  # drawing_from: a notebook keeps its random numbers
         request = prepare(
             task, batch_sizes=batch_sizes, policy=policy, seeds=seeds, patience=patience, seed=seed, budget=budget
         )
+        if isinstance(executor, LocalExecutor) and request.reference is not None:
+            executor.serve(TaskReference.here(request.reference, request.checked.fingerprint))
         with open_store(store) as opened:
             notes = _remember(opened, request)
             for note in notes:
                 hear("note", {"text": note})
-            with _executor(request) as executor:
-                study_id, left_out = _measure(opened, request, executor, Path(store), checkpoint_seconds, hear)
+            study_id, left_out = _measure(opened, request, executor, Path(store), checkpoint_seconds, hear)
             data = opened.study_data(study_id)
             result = analyse(data)
             opened.finish_study(study_id)
@@ -125,11 +125,9 @@ def _draw(result: StudyResult, data: Any, path: str | Path, hear: Listener) -> S
     return dataclasses.replace(result, report=str(written))
 
 
-def _executor(request: Request) -> Executor:
+def _executor(task: Task | str) -> Executor:
     """Worker processes for a task that they can find; this process for one that they cannot."""
-    if request.reference is None:
-        return InlineExecutor(request.task)
-    return LocalExecutor(TaskReference.here(request.reference, request.checked.fingerprint), 1)
+    return LocalExecutor(None, 1) if isinstance(task, str) else InlineExecutor(task)
 
 
 def _remember(store: Store, request: Request) -> list[str]:
@@ -296,6 +294,11 @@ def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, l
     task = request.task
     spec = arms_of([task.batch_size], float(task.lr), task.precision, request.stop, request.seeds[:1])
     (record,) = runner.run({"reference": spec})["reference"]
+    if record.result.outcome == "failed":
+        raise CannotAnswer(
+            f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to train, as no "
+            f"goal was given, and it failed ({record.result.reason}): give a goal, or mend it"
+        )
     start, *losses = [e.validation["loss"] for e in record.result.trace]
     runs = [losses[k : k + HOLDS_FOR] for k in range(len(losses) - HOLDS_FOR + 1)]
     lowest = min((max(run) for run in runs if all(map(math.isfinite, run))), default=math.inf)

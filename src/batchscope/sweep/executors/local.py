@@ -23,7 +23,7 @@ CLOSE_SECONDS = 5.0  # a worker ends as soon as its input closes; after this it 
 class _Worker:
     """One process, at most one job."""
 
-    def __init__(self, task: TaskReference, events: queue.Queue[Event]) -> None:
+    def __init__(self, events: queue.Queue[Event]) -> None:
         self.job: str | None = None
         self._events, self._lock, self._ended = events, threading.Lock(), ""
         self.process = subprocess.Popen(
@@ -37,11 +37,14 @@ class _Worker:
         self._input, replies = self.process.stdin, self.process.stdout
         assert self._input is not None  # both are pipes
         assert replies is not None
-        self._send(asdict(task))
         self._listener = threading.Thread(target=self._listen, args=(replies,), daemon=True)
         self._undertaker = threading.Thread(target=self._bury, daemon=True)
         self._listener.start()
         self._undertaker.start()
+
+    def introduce(self, task: TaskReference) -> None:
+        """Tell it the task that all its jobs are of; comes before the first job."""
+        self._send(asdict(task))
 
     def give(self, job: Job) -> None:
         """Send a job; if the process has just died, say so at once (its listener is gone)."""
@@ -112,12 +115,24 @@ class _Worker:
 
 
 class LocalExecutor(Executor):
-    """`slots` worker processes that load the same task."""
+    """`slots` worker processes that load the same task.
 
-    def __init__(self, task: TaskReference, slots: int) -> None:
+    The first process starts at once, before it is known what it will `serve`: loading torch takes seconds, which the
+    caller can use to check the task.
+    """
+
+    def __init__(self, task: TaskReference | None, slots: int) -> None:
         self.slots, self._task = slots, task
         self._events: queue.Queue[Event] = queue.Queue()
-        self._workers: list[_Worker] = []
+        self._workers = [_Worker(self._events)]
+        if task is not None:
+            self.serve(task)
+
+    def serve(self, task: TaskReference) -> None:
+        """The task of all jobs to come; said once, before the first."""
+        self._task = task
+        for worker in self._workers:
+            worker.introduce(task)
 
     def start(self, job: Job) -> None:
         """Give the job to an idle worker; start one where there is none."""
@@ -126,9 +141,17 @@ class LocalExecutor(Executor):
         if idle is None:
             if len(self._workers) >= self.slots:
                 raise RuntimeError(f"expected a free slot of {self.slots}, all are busy")
-            idle = _Worker(self._task, self._events)
-            self._workers.append(idle)
+            idle = self._hire()
         idle.give(job)
+
+    def _hire(self) -> _Worker:
+        """One more process, for the task."""
+        if self._task is None:
+            raise RuntimeError("expected serve(task) before the first job")
+        worker = _Worker(self._events)
+        worker.introduce(self._task)
+        self._workers.append(worker)
+        return worker
 
     def events(self, timeout: float) -> list[Event]:
         """See the base."""
