@@ -8,17 +8,17 @@ Targets (`--check` exits 1 where one is missed; the allowance for the simulation
                                      at least 93 % with a seed shift, 5 batch sizes, or batch sizes censored
     median seconds of a fit: below 0.3, largest batch sizes censored or not
 
-    python benchmarks/law_coverage.py [--repeats N] [--seed K] [--check]
+    python benchmarks/law_coverage.py [--repeats N] [--seed K] [--save] [--check]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import scipy
@@ -26,6 +26,7 @@ import scipy
 from batchscope.analysis.target import Value
 from batchscope.analysis.tradeoff import fit_law
 from batchscope.records import Measured
+from environment import environment, save
 
 EIGHT = tuple(8 * 2**i for i in range(8))
 FIVE = (8, 32, 128, 512, 1024)
@@ -122,10 +123,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="exit 1 where a target in the header is missed")
+    parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results/")
     args = parser.parse_args()
-    print(
-        f"python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}, {platform.machine()}"
-    )
+    where = environment() | {"numpy": np.__version__, "scipy": scipy.__version__}
+    print("  ".join(f"{k}: {v}" for k, v in where.items()))
+    lines: list[dict[str, Any]] = []
     print("sizes censored B_crit   tau sigma shift | cover B_crit  S_min | high/low  s/fit  fits")
     failures = 0
     for s in SETTINGS:
@@ -134,12 +136,16 @@ def main() -> int:
         b, m, width, seconds, n = result
         wrong = missed(s, result)
         failures += bool(wrong)
+        names = ("coverage_b_crit", "coverage_s_min", "median_high_over_low", "median_seconds", "fits")
+        lines.append({"setting": asdict(s), **dict(zip(names, result, strict=True)), "missed": wrong})
         print(
             f"{len(s.sizes):5d} {s.censored:8d} {s.b_crit:6.0f} {s.tau:5.2f} {s.sigma:5.2f} {s.shift:5.2f} | "
             f"{100 * b:10.1f} % {100 * m:4.1f} % | {width:8.2f} {seconds:6.3f} {n:5d}{'  MISSED: ' * bool(wrong)}"
             f"{', '.join(wrong)}",
             flush=True,
         )
+    if args.save:
+        print(save("law_coverage", {"environment": where, "lines": lines}))
     return 1 if args.check and failures else 0
 
 

@@ -309,22 +309,11 @@ class LawFit:
 
 
 @dataclass(frozen=True)
-class TargetRow:
-    """What one batch size and policy needed to reach a further goal value."""
-
-    batch_size: int
-    policy: str
-    reached: int
-    steps_to_goal: Measured
-    examples_to_goal: Measured
-
-
-@dataclass(frozen=True)
 class Target:
     """A further goal value of the task, read from the same trials; learning rates were tuned for the goal itself."""
 
     goal: Goal
-    rows: tuple[TargetRow, ...]
+    rows: tuple[Row, ...]
     law: LawFit
 
 

@@ -32,7 +32,6 @@ from batchscope.records import (
     StudyData,
     StudyResult,
     Target,
-    TargetRow,
     TimingPass,
     TrialRecord,
     json_safe,
@@ -66,9 +65,7 @@ def target_of(data: StudyData, value: float) -> Target:
     s = data.settings
     goal = Goal(s.goal.metric, **{"at_most" if s.goal.falls else "at_least": value})
     there = dataclasses.replace(data, settings=dataclasses.replace(s, goal=goal))
-    rows = [row for policy in s.policies for row in rows_of(there, policy)]
-    kept = [TargetRow(r.batch_size, r.policy, r.reached, r.steps_to_goal, r.examples_to_goal) for r in rows]
-    return Target(goal, tuple(kept), law_of(there))
+    return Target(goal, tuple(row for policy in s.policies for row in rows_of(there, policy)), law_of(there))
 
 
 def arms_of(data: StudyData, policy: str) -> dict[int, list[TrialRecord]]:

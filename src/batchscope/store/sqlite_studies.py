@@ -188,4 +188,5 @@ def digest(plain: Any, digits: int) -> str:
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601 with microseconds: as text it sorts as it should."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
