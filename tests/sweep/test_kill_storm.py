@@ -14,17 +14,17 @@ STORM = Path(__file__).parents[2] / "benchmarks" / "kill_storm.py"
 
 
 def test_killing_the_command_or_a_worker_changes_no_record(folder: Path, tmp_path: Path) -> None:
-    """Two kills of each kind, of a study whose steps are slowed, so that most of its time is training."""
+    """One kill of each kind, of a study whose steps are slowed, so that most of its time is training."""
     (folder / "slow").touch()
     out = tmp_path / "storm.json"
-    asked = ["--command", "2", "--worker", "2", "--seed", "1", "--task", f"{SMALL}:odd", "--batch-sizes", "16,64"]
+    asked = ["--command", "1", "--worker", "1", "--seed", "1", "--task", f"{SMALL}:odd", "--batch-sizes", "16,64"]
     command = [sys.executable, str(STORM), *asked, "--out", str(out), "--check"]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=400)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads(out.read_text())
     assert [(k["kind"], k["differs"], k["checkpoints_left"]) for k in result["kills"]] == [
-        *[("command", [], [])] * 2,
-        *[("worker", [], [])] * 2,
+        ("command", [], []),
+        ("worker", [], []),
     ]
     assert "date" in result["environment"]
     again = subprocess.run(
