@@ -434,14 +434,17 @@ def is_alive(pid: int) -> bool:
 
 def interrupted(folder: Path, after: str | float) -> tuple[Ended, list[int]]:
     """Start the command, press Ctrl-C after so many seconds or this line; how it ended, and its workers then."""
-    command = subprocess.Popen(
-        [COMMAND, "study", str(SMALL), *ASKED, "--store", "a.db", "--json", "--checkpoint-seconds", "0"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has children ignore it
-    )
+    heeds = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has children ignore it
+    try:
+        command = subprocess.Popen(
+            [COMMAND, "study", str(SMALL), *ASKED, "--store", "a.db", "--json", "--checkpoint-seconds", "0"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, heeds)
     assert command.stderr is not None
     said = ""
     if isinstance(after, float):
