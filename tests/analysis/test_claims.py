@@ -193,7 +193,9 @@ def test_failed_trials_are_no_measurement() -> None:
 
 def test_retuning_that_closes_nothing_says_so() -> None:
     data = synthetic_study(with_censored=False)
-    same = dataclasses.replace(data, tuned=data.held)
+    own = data.settings.own_learning_rate  # the search chose the held learning rate everywhere
+    choices = tuple(dataclasses.replace(c, learning_rate=own) for c in data.choices)
+    same = dataclasses.replace(data, tuned=data.held, choices=choices)
     claim = by_key(same)[7, "both"]
     assert claim.verdict == "does not hold"
     assert claim.effect.ratio.estimate == pytest.approx(1.0)

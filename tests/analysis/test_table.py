@@ -256,3 +256,13 @@ def test_an_optimum_on_the_edge_of_what_was_tried_is_noted() -> None:
     notes = analyse(dataclasses.replace(data, choices=(edge, *inside))).notes
     assert [n for n in notes if "edge" in n and f"batch size {first.batch_size} " in n]
     assert sum("edge" in n for n in notes) == 1
+
+
+def test_trials_at_a_learning_rate_chosen_no_longer_are_left_out() -> None:
+    data = synthetic_study(seed=0, with_censored=False)
+    old = data.tuned[0]
+    arm = dataclasses.replace(old.spec.arm, learning_rate=2 * old.spec.arm.learning_rate)
+    stale = dataclasses.replace(old, spec=dataclasses.replace(old.spec, arm=arm))
+    result = analyse(dataclasses.replace(data, tuned=(stale, *data.tuned)))
+    assert result.rows == analyse(data).rows
+    assert result.law == analyse(data).law

@@ -19,8 +19,14 @@ DRIFT_LIMIT = 0.10  # of a pass's reference step: beyond it seconds are correcte
 
 
 def measured_trials(data: StudyData, policy: str) -> tuple[TrialRecord, ...]:
-    """A policy's reported trials without the failed ones."""
-    trials = data.held if policy == "held" else data.tuned
+    """A policy's reported trials without the failed ones, and without those at a learning rate chosen no longer.
+
+    A search that a budget cut short, continued later, may choose anew: the store keeps what was run at the old choice.
+    """
+    trials = data.held
+    if policy == "tuned":
+        rates = {c.batch_size: c.learning_rate for c in data.choices}
+        trials = tuple(t for t in data.tuned if t.spec.arm.learning_rate == rates.get(t.spec.arm.batch_size))
     return tuple(t for t in trials if t.result.outcome != "failed")
 
 
