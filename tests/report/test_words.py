@@ -97,3 +97,13 @@ def test_nothing_reached_is_an_answer() -> None:
     bound = Measured(None, 1000.0, None, 3, 3, "bound")
     rows = tuple(dataclasses.replace(r, seconds_to_goal=bound, reached=0) for r in result.rows)
     assert "No batch size reached the goal" in words.fastest_sentence(dataclasses.replace(result, rows=rows))
+
+
+def test_a_critical_batch_size_that_nothing_bounds_is_not_resolved() -> None:
+    result, _ = study(with_censored=False)
+    nowhere = dataclasses.replace(result.law.critical_batch_size, low=0.0, high=None)
+    (said, *_) = words.law_sentences(dataclasses.replace(result.law, critical_batch_size=nowhere))
+    assert "not resolved" in said
+    assert "[" not in said
+    above = dataclasses.replace(nowhere, low=20.0)
+    assert "[> 20" in words.law_sentences(dataclasses.replace(result.law, critical_batch_size=above))[0]

@@ -25,7 +25,7 @@ from batchscope.report.style import (
     scale_of,
     short,
 )
-from batchscope.report.words import measured, number
+from batchscope.report.words import endless, measured, number
 
 DODGE = 2.0**0.12  # held points stand this factor left of their batch size; tuned ones on it, as the law is
 
@@ -192,8 +192,8 @@ def dodged(policy: str, batch_size: int) -> float:
 
 
 def critical_layers(frame: Frame, critical: Measured | None) -> list[Any]:
-    """B_crit as an upright line with its interval as a band, both cut at the edges of the axis."""
-    if critical is None or critical.estimate is None:
+    """B_crit as an upright line with its interval as a band, both cut at the edges of the axis; none if unresolved."""
+    if critical is None or critical.estimate is None or endless(critical):
         return []
     alt, (left, right) = frame.alt, frame.x["domain"]
     start, end = (

@@ -54,6 +54,11 @@ def measured(m: Measured | None, unit: str = "", dash: str = "-") -> str:
     return f"{number(m.estimate)}{tail}{interval(m, dash)}"
 
 
+def endless(m: Measured) -> bool:
+    """Whether a positive quantity's interval excludes nothing: from 0 up, without an upper end."""
+    return m.estimate is not None and m.high is None and not m.low
+
+
 def interval(m: Measured, dash: str = "-") -> str:
     """The bracket behind an estimate, with a space before it; empty where there is no interval."""
     low, high = (v if v is not None and math.isfinite(v) else None for v in (m.low, m.high))
@@ -98,6 +103,12 @@ def law_sentences(law: LawFit, unit: str = "examples", dash: str = "-") -> list[
         bound = law.critical_batch_size.low
         known = f"The critical batch size is above {number(bound)} {unit}." if bound is not None else ""
         return [s for s in (known, reason or "No law was fitted.") if s]
+    if endless(law.critical_batch_size):
+        said = (
+            "The critical batch size (tuned) is not resolved: its interval has no end on either side, so that the best "
+            f"fit, {number(law.critical_batch_size.estimate)} {unit}, says little."
+        )
+        return [s for s in (said, reason) if s]
     said = (
         f"The critical batch size (tuned) is {measured(law.critical_batch_size, unit, dash)}: there the goal takes "
         f"twice the fewest steps, {measured(law.s_min, dash=dash)}, and twice the fewest {unit}."
