@@ -1,0 +1,103 @@
+"""What was measured, under which conditions? Frozen facts, with their units in the names.
+
+Everything that travels between the parts of Batchscope is one of these: the loop makes evaluations, the
+store keeps trials, the analysis reads them, the report draws them. Nothing here imports torch or any
+other part of Batchscope, so a store can be opened and a report drawn on a laptop without torch.
+
+    values.py      Measured and Goal; records to plain data and back
+    trials.py      conditions, arms, stop rules, trials
+    hardware.py    seconds and bytes against batch size
+    studies.py     a study's settings, data and answer
+
+Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
+everything but the seed; batch sizes are global and in examples.
+"""
+
+from batchscope.records.hardware import (
+    MEMORY_OUTCOMES,
+    FlopCount,
+    MemoryFit,
+    MemoryParts,
+    MemoryProbe,
+    MemoryProfile,
+    MicroBatch,
+    ProfileData,
+    ProfileResult,
+    Split,
+    SplitTiming,
+    StepTimeFit,
+    StepTiming,
+    ThroughputRow,
+    TimingPass,
+)
+from batchscope.records.studies import (
+    Claim,
+    Effect,
+    LawFit,
+    Row,
+    Spent,
+    StudyData,
+    StudyResult,
+    StudySettings,
+    Target,
+    TunedChoice,
+)
+from batchscope.records.trials import (
+    ENDINGS,
+    OUTCOMES,
+    POLICIES,
+    Arm,
+    Conditions,
+    Engine,
+    Evaluation,
+    StopRule,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+)
+from batchscope.records.values import Goal, Measured, finite, from_plain, json_safe, to_plain
+
+__all__ = [
+    "ENDINGS",
+    "MEMORY_OUTCOMES",
+    "OUTCOMES",
+    "POLICIES",
+    "Arm",
+    "Claim",
+    "Conditions",
+    "Effect",
+    "Engine",
+    "Evaluation",
+    "FlopCount",
+    "Goal",
+    "LawFit",
+    "Measured",
+    "MemoryFit",
+    "MemoryParts",
+    "MemoryProbe",
+    "MemoryProfile",
+    "MicroBatch",
+    "ProfileData",
+    "ProfileResult",
+    "Row",
+    "Spent",
+    "Split",
+    "SplitTiming",
+    "StepTimeFit",
+    "StepTiming",
+    "StopRule",
+    "StudyData",
+    "StudyResult",
+    "StudySettings",
+    "Target",
+    "ThroughputRow",
+    "TimingPass",
+    "TrialRecord",
+    "TrialResult",
+    "TrialSpec",
+    "TunedChoice",
+    "finite",
+    "from_plain",
+    "json_safe",
+    "to_plain",
+]
