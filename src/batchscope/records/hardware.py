@@ -191,7 +191,7 @@ class ThroughputRow:
 
 @dataclass(frozen=True)
 class StepTimeFit:
-    """t(b) = overhead + seconds_per_example * (b^4 + saturation^4)^(1/4): flat below the saturation size, then affine."""
+    """t(b) = overhead + seconds_per_example * (b^4 + saturation^4)^(1/4): flat, then affine."""
 
     overhead_seconds: Measured
     seconds_per_example: Measured
