@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 DONE = HERE / ".work" / "proved.json"
 ITEMS = {
     "loop": ["loop.py", "--check", "--save"],
+    "memory": ["memory.py", "--check", "--save"],
     "law_coverage": ["law_coverage.py", "--check", "--save"],
     "noisy_quadratic": ["noisy_quadratic.py", "--check", "--save"],
     "kill_storm": ["kill_storm.py", "--check", "--out", str(HERE / "results" / "kill_storm.json")],

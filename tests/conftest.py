@@ -1,9 +1,35 @@
-"""One thread for every test, so that bits agree with the workers' and two cores are enough."""
+"""One thread for every test, so that bits agree with the workers' and two cores are enough; long files first."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+LONGEST = (  # they start processes, each of which imports torch; by what they took, longest first
+    "sweep/test_kill_storm.py",
+    "test_examples.py",
+    "sweep/test_on_workers.py",
+    "sweep/test_probes.py",
+    "cli/test_interrupt.py",
+    "cli/test_study_command.py",
+    "verbs/test_study_at_once.py",
+    "sweep/test_local.py",
+    "report/test_charts.py",
+    "report/test_html.py",
+    "verbs/test_profile.py",
+    "cli/test_stores.py",
+    "verbs/test_study_resumed.py",
+    "sweep/test_worker.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: two processes that take one file after another then end at about the same time."""
+    order = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))

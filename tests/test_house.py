@@ -29,6 +29,7 @@ ALLOWED = {
     "sweep": READING | TRAINING | {"store", "report", "training", "measure"},
     "testing": READING | TRAINING | {"store", "training", "sweep"},
     "verbs": READING | TRAINING | {"store", "report", "training", "measure", "sweep"},
+    "integrations": FACTS | {"training", "measure", "verbs"},
     "cli": READING | TRAINING | {"store", "report", "training", "measure", "sweep", "verbs"},
 }
 WITHOUT_TORCH = (

@@ -16,10 +16,13 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from batchscope.errors import BatchscopeError, CannotAnswer, StoreError, TaskError, UnsupportedTask, UsageError
-    from batchscope.records import Goal, Measured, StudyResult
+    from batchscope.measure.meter import StepMeter
+    from batchscope.records import Goal, Measured, MicroBatch, ProfileResult, StudyResult
     from batchscope.references import cite
     from batchscope.store.sqlite import open_store
     from batchscope.task import Task, load_task
+    from batchscope.verbs.ceiling import largest_micro_batch
+    from batchscope.verbs.profile import profile
     from batchscope.verbs.report import write_report
     from batchscope.verbs.study import study
 
@@ -30,9 +33,15 @@ _HOME = {
     "load_task": "batchscope.task",
     # what is asked
     "study": "batchscope.verbs.study",
+    "profile": "batchscope.verbs.profile",
+    "largest_micro_batch": "batchscope.verbs.ceiling",
     "write_report": "batchscope.verbs.report",
+    # what a loop of one's own can use
+    "StepMeter": "batchscope.measure.meter",
     # what is answered
     "StudyResult": "batchscope.records",
+    "ProfileResult": "batchscope.records",
+    "MicroBatch": "batchscope.records",
     "Measured": "batchscope.records",
     "cite": "batchscope.references",
     # where it is kept
@@ -51,6 +60,9 @@ __all__ = [
     "CannotAnswer",
     "Goal",
     "Measured",
+    "MicroBatch",
+    "ProfileResult",
+    "StepMeter",
     "StoreError",
     "StudyResult",
     "Task",
@@ -58,8 +70,10 @@ __all__ = [
     "UnsupportedTask",
     "UsageError",
     "cite",
+    "largest_micro_batch",
     "load_task",
     "open_store",
+    "profile",
     "study",
     "write_report",
 ]

@@ -13,10 +13,30 @@ from typing import Any
 import pytest
 
 from batchscope.cli.app import run
+from batchscope.records import StudyData
+from batchscope.store.sqlite import open_store
 
 SMALL = Path(__file__).parents[1] / "sweep" / "small_task.py"
 COMMAND = str(Path(sys.executable).with_name("batchscope"))
 ASKED = ("--batch-sizes", "16,64", "--seeds", "1")
+ROW_KEYS = {
+    "batch_size",
+    "policy",
+    "learning_rate",
+    "tuning_trials",
+    "seeds",
+    "reached",
+    "epochs_to_converge",
+    "steps_to_goal",
+    "examples_to_goal",
+    "seconds_per_epoch",
+    "seconds_to_converge",
+    "seconds_to_goal",
+    "min_validation_loss",
+    "train_loss",
+    "generalization_gap",
+    "distance_from_init",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,21 @@ def really(*arguments: str, cwd: Path) -> Ended:
     """Run the installed command."""
     ended = subprocess.run([COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def sentence(ended: Ended, code: int, *parts: str) -> None:
+    """The command ended with this code, nothing on stdout, and one sentence that says all of this."""
+    assert (ended.code, ended.out) == (code, "")
+    said = [line for line in ended.err.splitlines() if line.startswith("batchscope: ")]
+    assert len(said) == 1, ended.err
+    assert "Traceback" not in ended.err
+    for part in parts:
+        assert part in said[0], said[0]
+
+
+def data_of(store: Path) -> StudyData:
+    with open_store(store, read_only=True) as opened:
+        return opened.study_data(opened.studies()[0].id)
 
 
 def task_file(folder: Path, text: str, name: str = "mine.py") -> str:

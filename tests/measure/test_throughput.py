@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from batchscope.measure import throughput
-from batchscope.measure.throughput import StepClock, fastest_threads, time_steps
-from batchscope.records import Conditions
+from batchscope.measure import engines, throughput
+from batchscope.measure.engines import fastest_engine
+from batchscope.measure.throughput import StepClock, fastest_threads, time_splits, time_steps
+from batchscope.records import Conditions, Engine
 from toys import CPU, SIZE, Augmented, toy
 
 PER_STEP, PER_EXAMPLE = 2e-3, 1e-4
@@ -83,6 +84,9 @@ def test_drift_shows_a_machine_that_slows_down_and_ratios_do_not(monkeypatch):
             windows.append((batch_size, steps))
             return batch_size * (1 + 0.01 * (len(windows) - 1))
 
+        def spent(self):
+            return {}
+
     monkeypatch.setattr(throughput, "StepClock", Clock)
     timing = time_steps(toy(), (2, 20), CPU, Conditions(), rounds=3)
     order = [2, 20, 20, 2, 2, 20]  # up, down, up; the reference before each
@@ -132,3 +136,73 @@ def test_the_threads_that_get_most_done_are_found_and_the_setting_restored(monke
     with pytest.raises(KeyError):
         fastest_threads(toy(), (8,), CPU, 4)
     assert torch.get_num_threads() == before
+
+
+def test_parts_of_a_step_are_recovered(monkeypatch):
+    """In made-up time: reading takes 1 ms a batch, forward 2 ms + 0.1 ms an example, the optimiser 5 ms."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(throughput, "now", lambda device: clock[0])
+
+    class SlowSGD(torch.optim.SGD):
+        def step(self, closure=None):
+            time.sleep(5e-3)
+            return super().step(closure)
+
+    class SlowData(Augmented):
+        def __getitem__(self, index):
+            time.sleep(1e-3 / 4)
+            return super().__getitem__(index)
+
+    def optimizer(model, lr):
+        return SlowSGD(model.parameters(), lr=lr)
+
+    told = []
+    task = toy(model=Sleeper, train=SlowData(44), optimizer=optimizer, clip_norm=1.0)
+    timing = time_steps(task, (4,), CPU, Conditions(), rounds=2, phases=True, tell=told.append)
+    (t,) = timing.timings
+    forward = PER_STEP + 4 * PER_EXAMPLE
+    assert t.seconds_per_step == pytest.approx([1e-3 + forward + 5e-3] * 2)
+    assert {
+        name: pytest.approx([seconds] * 2)
+        for name, seconds in (("data", 1e-3), ("resident", forward + 5e-3), ("backward", forward))
+    } == t.phases
+    assert t.joules_per_step == ()
+    assert sum(line["steps"] for line in told) > 0
+    assert {line["batch_size"] for line in told} == {4, 8}
+
+
+def test_rounds_end_when_the_time_is_used_up(short_windows):
+    timing = time_steps(toy(), (8,), CPU, Conditions(), rounds=10, most_seconds=0.0)
+    assert len(timing.timings[0].seconds_per_step) == throughput.LEAST_ROUNDS
+
+
+def test_splits_are_whole_steps_in_micro_batches(short_windows):
+    seen = []
+    task = toy(loss=lambda o, y: seen.append(len(y)) or nn.functional.cross_entropy(o, y))
+    splits = time_splits(task, [(20, 20), (20, 6)], CPU, Conditions(), rounds=2)
+    assert [(s.batch_size, s.micro_batch_size, len(s.seconds_per_step)) for s in splits] == [(20, 20, 2), (20, 6, 2)]
+    assert set(seen) == {8, 20, 6, 2}  # the reference, the whole, and 6 + 6 + 6 + 2
+
+
+def test_the_engine_is_plain_where_nothing_is_possible_or_pays(monkeypatch, short_windows):
+    assert fastest_engine(toy(), (8,), CPU) == Engine()
+    seconds = {Engine(): [1.0], Engine(channels_last=True): [0.5]}
+    monkeypatch.setattr(engines, "available", lambda *_: Engine(channels_last=True, compiled=True))
+    monkeypatch.setattr(engines, "_timed", lambda task, asked, *_: {e: seconds[e] for e in (Engine(), *asked)})
+    assert fastest_engine(toy(), (8,), CPU) == Engine(channels_last=True)  # and too short a trial to compile for
+
+
+def test_an_engine_that_cannot_run_the_task_is_left_out(monkeypatch, short_windows):
+    monkeypatch.setattr(engines, "available", lambda *_: Engine(channels_last=True))
+    clock = engines.StepClock
+
+    def broken(task, device, precision, engine=None):
+        if engine and engine.channels_last:
+            raise RuntimeError("not here")
+        return clock(task, device, precision, engine)
+
+    monkeypatch.setattr(engines, "StepClock", broken)
+    with pytest.raises(RuntimeError, match="not here"):
+        broken(toy(), CPU, "fp32", Engine(channels_last=True))
+    assert fastest_engine(toy(), (8,), CPU) == Engine()

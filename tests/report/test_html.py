@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Visit, needs_browser
 from made_up import HOSTILE, hostile, study
 
 from batchscope.errors import CannotAnswer
-from batchscope.report.html import json_for_page, write_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+from batchscope.report.html import write_report
+from batchscope.report.page import json_for_page
 
 
 @pytest.fixture(scope="module")
@@ -27,33 +22,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a study as large as the default one: 8 batch sizes, 2 policies, 3 seeds."""
     result, data = study(n_batch=8, b_crit=60.0)
     return write_report(result, data, tmp_path_factory.mktemp("report") / "study.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-class Visit:
-    """One opening of a page, offline, with everything that it asked for or complained about."""
-
-    def __init__(self, browser: Any, path: Path, width: int = 1280) -> None:
-        self.context = browser.new_context(offline=True, viewport={"width": width, "height": 900})
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on("console", lambda m: self.complaints.append(m.text))
-        self.page.on("dialog", lambda d: (self.complaints.append(f"dialog {d.message}"), d.dismiss()))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=10_000)
 
 
 @pytest.mark.browser

@@ -18,6 +18,7 @@ import pytest
 
 from batchscope.errors import StoreError
 from batchscope.store import Owner, Store, open_store
+from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.examples import bits, fill, make_result
 from batchscope.testing.store_contract import StoreContract
 
@@ -67,10 +68,9 @@ RUNNER = """
 """
 
 
-def start(path: Path, what: str) -> subprocess.Popen[str]:
-    """Another process that runs ("finish") or only leases ("hold") every trial it can get."""
-    script = textwrap.dedent(RUNNER)
-    command = [sys.executable, "-c", script, str(path), what]
+def start(path: Path, what: str, script: str = RUNNER) -> subprocess.Popen[str]:
+    """Another process that runs ("finish") or only leases ("hold") every trial it can get, or runs another script."""
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path), what]
     runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert runner.stdout is not None
     assert runner.stdout.readline() == "ready\n"
@@ -141,6 +141,40 @@ def test_a_killed_process_leaves_whole_trials_only(path: Path) -> None:
     assert [record["result"] for record in held(path)] == expected
 
 
+PROFILER = """
+    import sys
+    from batchscope.store import open_store
+    from batchscope.testing.example_profiles import at, make_profile
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with open_store(sys.argv[1]) as store:
+        for seed in range(int(sys.argv[2]), 10**6):
+            store.save_profile(make_profile(seed=seed, measured_at=at(seed % 24)))
+            print(seed, flush=True)
+"""
+
+
+def test_a_killed_process_leaves_whole_profiles_only(path: Path) -> None:
+    """Kill -9 of a process that does nothing but store profiles: each is whole, none that was stored is missing."""
+    moments = random.Random(1)
+    for first in (0, 100_000):
+        with start(path, str(first), PROFILER) as profiler:
+            go(profiler)
+            assert profiler.stdout is not None
+            assert profiler.stdout.readline() == f"{first}\n"
+            time.sleep(moments.uniform(0.0, 0.05))
+            profiler.kill()
+            said = [
+                first,
+                *(int(line) for line in profiler.stdout.read().splitlines(keepends=True) if line[-1] == "\n"),
+            ]
+        with open_store(path) as store:
+            stored = {profile.seed: profile for _, profile in store.profiles()}
+        assert set(said) <= set(stored)
+        assert sum(seed >= first for seed in stored) <= len(said) + 1  # stored, and killed before it said so
+        assert all(bits(p) == bits(make_profile(seed=seed, measured_at=at(seed % 24))) for seed, p in stored.items())
+
+
 def test_an_owner_is_gone_only_where_that_can_be_known() -> None:
     me = Owner.here()
     child = subprocess.Popen([sys.executable, "-c", ""])
@@ -186,6 +220,15 @@ def test_another_thread_is_told_to_open_its_own(path: Path) -> None:
         thread.start()
         thread.join()
     assert "thread" in said[0]
+
+
+def test_two_processes_store_the_same_profile_once_and_others_beside_it(path: Path) -> None:
+    one = textwrap.dedent(PROFILER).replace("10**6", "20")
+    profilers = [start(path, "0", one) for _ in range(2)]
+    go(*profilers)
+    assert [p.communicate(timeout=60)[0].split() for p in profilers] == [[str(seed) for seed in range(20)]] * 2
+    with open_store(path) as store:
+        assert sorted(profile.seed for _, profile in store.profiles()) == list(range(20))
 
 
 # --- readers ---

@@ -12,7 +12,7 @@ from batchscope.records import Arm, Conditions, StopRule, TrialSpec
 from batchscope.store.sqlite import SqliteStore, open_store
 from batchscope.sweep.executors.base import Executor, Line
 from batchscope.sweep.executors.local import LocalExecutor
-from batchscope.sweep.jobs import TaskReference
+from batchscope.sweep.jobs import Job, TaskReference, trial_job
 from batchscope.sweep.runner import Listener, Runner
 from batchscope.task import load_task
 from batchscope.testing.examples import bits
@@ -25,6 +25,11 @@ STOP = StopRule(12 * 256, 64)
 def spec(seed: int = 0, batch_size: int = 16, rate: float = 0.4, stop: StopRule = STOP) -> TrialSpec:
     """A trial of the small task."""
     return TrialSpec(Arm(batch_size, rate), seed, stop)
+
+
+def trial(name: str, batch_size: int = 16) -> Job:
+    """A trial of the small task, which saves nothing."""
+    return trial_job(name, spec(batch_size=batch_size), None, 1, "fp32", None, 1e9)
 
 
 def workers(function: str, slots: int = 2, fingerprinted: str | None = None) -> LocalExecutor:

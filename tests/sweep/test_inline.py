@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from batchscope.sweep.executors.base import Executor
 from batchscope.sweep.executors.inline import InlineExecutor
-from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import Job
 from batchscope.task import load_task
 from batchscope.testing.executor_contract import ExecutorContract
 
-from .small_runs import SMALL, run, spec
+from .small_runs import SMALL
 
 
 class TestInlineContract(ExecutorContract):
     def open(self, reference: str) -> Executor:
         return InlineExecutor(load_task(reference))
-
-
-def test_its_trials_are_the_workers_bit_for_bit(tmp_path: Path, pair: LocalExecutor) -> None:
-    specs = [spec(seed, b) for seed in (0, 1) for b in (8, 16, 64)]
-    with InlineExecutor(load_task(f"{SMALL}:task")) as executor:
-        here = run(tmp_path / "here.db", executor, specs)
-    assert run(tmp_path / "there.db", pair, specs) == here
 
 
 def test_the_caller_gets_its_threads_back() -> None:

@@ -10,19 +10,17 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
 from batchscope.errors import TaskError
-from batchscope.sweep.executors.base import Died, Done, Executor, Refused
+from batchscope.sweep.executors.base import Executor, Refused
 from batchscope.sweep.executors.local import LocalExecutor, _how
-from batchscope.sweep.jobs import Job, TaskReference, trial_job
+from batchscope.sweep.jobs import TaskReference
 from batchscope.sweep.runner import as_error
 from batchscope.task import load_task
 from batchscope.testing.executor_contract import ExecutorContract
 from batchscope.training.fingerprint import fingerprint
 
 from .processes import alive, gone_within, workers_of
-from .small_runs import SMALL, ends, run, spec, wait_until, workers
+from .small_runs import SMALL, ends, trial, wait_until, workers
 
 
 class TestLocalContract(ExecutorContract):
@@ -35,11 +33,6 @@ class TestLocalContract(ExecutorContract):
         assert isinstance(executor, LocalExecutor)
         (worker,) = [w for w in executor._workers if w.job == job]
         os.kill(worker.process.pid, signal.SIGKILL)
-
-
-def trial(name: str, batch_size: int = 16) -> Job:
-    """A trial of the small task, which saves nothing."""
-    return trial_job(name, spec(batch_size=batch_size), None, 1, "fp32", None, 1e9)
 
 
 def test_nothing_is_left_after_close(folder: Path) -> None:
@@ -64,10 +57,8 @@ PARENT = f"""
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(SMALL.parents[1])!r})
-from sweep.test_local import trial
-from sweep.small_runs import wait_until, workers
-from sweep.small_task import folder
-executor = workers("odd")
+from sweep.small_runs import trial, wait_until, workers
+executor = workers("odd", fingerprinted=sys.argv[1])
 lines = []
 def both_run():
     lines.extend(event.job for event in executor.events(0.1))
@@ -82,8 +73,9 @@ time.sleep(600)
 
 def test_workers_die_with_their_parent(folder: Path) -> None:
     """Kill -9 of the parent: one worker is idle or between steps by then, one in the middle of a step of minutes."""
+    name, _ = fingerprint(load_task(f"{SMALL}:odd"))
     (folder / "stick").touch()
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, name], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         time.sleep(0.5)
@@ -91,38 +83,6 @@ def test_workers_die_with_their_parent(folder: Path) -> None:
         assert all(map(alive, pids))
         parent.kill()
     assert gone_within(3, *pids)
-
-
-@pytest.mark.parametrize(
-    ("act", "reason"),
-    [("exit", "the worker process exited with status 7"), ("crash", "the worker process was ended by SIGSEGV")],
-)
-def test_a_worker_that_ends_by_itself_is_reported(act: str, reason: str, folder: Path, pair: LocalExecutor) -> None:
-    (folder / act).touch()
-    pair.start(trial("1"))
-    assert ends(pair) == [Died("1", reason)]
-    (folder / act).unlink()
-    pair.start(trial("2"))
-    assert isinstance(ends(pair)[0], Done)
-
-
-def test_a_worker_killed_while_idle_costs_nothing(pair: LocalExecutor) -> None:
-    pair.start(trial("a"))
-    assert isinstance(ends(pair)[0], Done)
-    for worker in pair._workers:
-        worker.process.kill()
-        worker.process.wait()
-    pair.start(trial("b"))
-    assert isinstance(ends(pair)[0], Done)
-
-
-def test_what_a_task_prints_does_not_break_the_protocol(
-    tmp_path: Path, folder: Path, pair: LocalExecutor, capfd: pytest.CaptureFixture[str]
-) -> None:
-    quiet = run(tmp_path / "quiet.db", pair, [spec()])
-    (folder / "print").touch()
-    assert run(tmp_path / "noisy.db", pair, [spec()]) == quiet
-    assert capfd.readouterr().out == ""
 
 
 def test_a_task_that_is_another_one_in_the_worker_is_refused(tmp_path: Path) -> None:
@@ -139,14 +99,6 @@ def test_a_task_that_is_another_one_in_the_worker_is_refused(tmp_path: Path) -> 
     assert isinstance(error, TaskError)
     assert f"expected the same task as when the study began ({before})" in str(error)
     assert "run the study again" in str(error)
-
-
-def test_a_job_that_raises_is_refused_with_a_sentence(folder: Path, pair: LocalExecutor) -> None:
-    (folder / "raise").touch()
-    pair.start(Job("t", "timing", {"batch_sizes": [16], "threads": 1}))
-    (refused,) = ends(pair)
-    assert isinstance(refused, Refused)
-    assert refused.sentence.startswith("the task's timing job raised IndexError: pop from empty list: run")
 
 
 def test_an_exit_status_in_words() -> None:

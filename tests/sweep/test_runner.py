@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,11 @@ import pytest
 import torch
 
 from batchscope.errors import TaskError
-from batchscope.records import StopRule, TrialResult, TrialSpec, from_plain
+from batchscope.records import TrialResult, from_plain
 from batchscope.store.owner import Owner
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.base import Died, Done, Executor, Line, Refused
 from batchscope.sweep.executors.inline import InlineExecutor
-from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import Job, Workbench
 from batchscope.task import load_task
 from batchscope.testing.examples import bits
@@ -264,75 +261,3 @@ def test_what_is_left_of_checkpoints_goes_with_the_trial(bench: Workbench, tmp_p
             path.write_bytes(b"half a checkpoint")
         run_.run({"held": SPECS[:1]})
     assert list(whole.parent.iterdir()) == [other]
-
-
-# --- on real workers ---
-
-
-def kill_once(executor: LocalExecutor, after_lines: int, times: int = 1):
-    """A listener that kills the worker of a trial with seed 0 after so many of its lines, so many times."""
-    lines, killed = [0], []
-
-    def listen(kind: str, details: dict) -> None:
-        if kind == "line" and details["spec"].seed == 0:
-            lines[0] += 1
-            if lines[0] >= after_lines and len(killed) < times:
-                (worker,) = [w for w in executor._workers if w.job == str(details["trial"])]
-                os.kill(worker.process.pid, signal.SIGKILL)
-                killed.append(details["trial"])
-                lines[0] = 0
-
-    return listen, killed
-
-
-LONG = StopRule(6 * 256, 64)
-PAIR = [spec(0, 16, stop=LONG), spec(1, 16, stop=LONG)]
-
-
-def test_a_killed_worker_costs_its_own_attempt_only(tmp_path: Path, folder: Path, pair: LocalExecutor) -> None:
-    (folder / "slow").touch()
-    with open_store(tmp_path / "a.db") as store:
-        listen, killed = kill_once(pair, after_lines=6)
-        run_ = runner(store, pair, listen)
-        begun: list[Any] = []
-        plain = run_._job
-
-        def job(trial_id: int, spec: TrialSpec) -> Job:
-            path = run_._checkpoint(spec).path
-            begun.append((trial_id, torch.load(path, weights_only=True)["position"][0] if path.exists() else 0))
-            return plain(trial_id, spec)
-
-        run_._job = job
-        found = run_.run({"held": PAIR})["held"]
-        assert len(killed) == 1
-        assert [r.attempts for r in found] == [2, 1]
-        ids = store.add_trials(None, "held", "f" * 16, run_.conditions, PAIR)
-        first, second = store.attempts(ids[0])
-        assert (first.how, second.how) == ("died", "finished")
-        assert first.reason == "the worker process was ended by SIGKILL (often the system's memory killer)"
-        ((_, step),) = [b for b in begun[2:] if b[0] == ids[0]]
-        assert step >= 4 * 4  # it went on from its checkpoint, 4 steps to an evaluation
-        assert not list((tmp_path / "checkpoints").iterdir())
-    (folder / "slow").unlink()
-    assert [facts(r) for r in found] == run(tmp_path / "truth.db", pair, PAIR)
-
-
-def test_a_worker_killed_twice_makes_its_trial_failed(tmp_path: Path, folder: Path, pair: LocalExecutor) -> None:
-    (folder / "slow").touch()
-    with open_store(tmp_path / "a.db") as store:
-        listen, killed = kill_once(pair, after_lines=3, times=2)
-        lost, fine = runner(store, pair, listen).run({"held": PAIR})["held"]
-    assert len(killed) == 2
-    assert (lost.result.outcome, lost.attempts) == ("failed", 2)
-    assert "SIGKILL" in lost.result.reason
-    assert (fine.result.outcome, fine.attempts) == ("not_reached", 1)
-
-
-def test_a_task_that_leaves_the_process_is_retried_and_then_failed(
-    tmp_path: Path, folder: Path, pair: LocalExecutor
-) -> None:
-    (folder / "exit").touch()
-    with open_store(tmp_path / "a.db") as store:
-        (record,) = runner(store, pair).run({"held": [spec(0, 16)]})["held"]
-    assert (record.result.outcome, record.attempts) == ("failed", 2)
-    assert record.result.reason == "the worker process exited with status 7"

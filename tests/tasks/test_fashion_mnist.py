@@ -99,9 +99,14 @@ def test_a_damaged_file_is_refused_by_name(nowhere, monkeypatch, pack, suffix, s
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def split() -> fashion_mnist.Split:
+    """The real images, read once."""
+    return fashion_mnist.load()
+
+
 @real
-def test_the_real_files_give_the_published_counts_and_the_stated_standardisation():
-    split = fashion_mnist.load()
+def test_the_real_files_give_the_published_counts_and_the_stated_standardisation(split):
     assert [len(part[0]) for part in split] == [49_152, 10_848, 10_000]
     labels = torch.cat([split.train[1], split.valid[1]])
     assert labels.bincount().tolist() == [6000] * 10
@@ -114,9 +119,8 @@ def test_the_real_files_give_the_published_counts_and_the_stated_standardisation
 
 
 @real
-def test_training_and_validation_images_are_the_60000_each_once():
+def test_training_and_validation_images_are_the_60000_each_once(split):
     images, *_ = fashion_mnist._arrays(fashion_mnist.find())
-    split = fashion_mnist.load()
     pixels = torch.cat([split.train[0], split.valid[0]]) * fashion_mnist.SD + fashion_mnist.MEAN
     sums = (pixels * 255).round().long().sum((1, 2))
     assert torch.equal(sums.sort().values, torch.from_numpy(images.astype(np.int64).sum((1, 2))).sort().values)

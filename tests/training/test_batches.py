@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from batchscope.errors import TaskError
+from batchscope.records import Engine
 from batchscope.training import batches as module
 from batchscope.training.batches import (
     ALIGNMENT,
@@ -19,6 +20,8 @@ from batchscope.training.batches import (
     fixed_subset,
     make_source,
     mapped,
+    one_ahead,
+    sent,
     split,
     to_device,
     units_in,
@@ -99,6 +102,98 @@ def test_workers_are_gone_when_an_epoch_is_left_early():
     assert len(multiprocessing.active_children()) == 1
     epoch.close()
     assert multiprocessing.active_children() == []
+
+
+class Log:
+    """A sender that notes when a batch sets out and when it has arrived."""
+
+    def __init__(self):
+        self.lines = []
+
+    def start(self, batch):
+        self.lines.append(f"start {batch}")
+        return batch
+
+    def finish(self, batch):
+        self.lines.append(f"finish {batch}")
+        return batch
+
+
+def test_the_next_batch_sets_out_before_this_one_is_used():
+    log = Log()
+    for batch in one_ahead(iter("abc"), log):
+        log.lines.append(f"use {batch}")
+    expected = "start a, start b, finish a, use a, start c, finish b, use b, finish c, use c"
+    assert ", ".join(log.lines) == expected
+    for few in ("", "a", "ab"):
+        assert list(one_ahead(iter(few), Log())) == list(few)
+
+
+def test_batches_that_are_left_early_are_not_read_on():
+    source = iter(range(100))
+    ahead = one_ahead(source, Log())
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    ahead.close()
+    assert next(source) == 4
+
+
+def test_a_prefetched_batch_is_waited_for_and_recorded_on_the_stream_that_uses_it(monkeypatch):
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            log.append(f"{self.name} records")
+            return f"event of {self.name}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+        def __enter__(self):
+            log.append(f"on {self.name}")
+
+        def __exit__(self, *error):
+            log.append(f"off {self.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing"))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: log.append(f"used by {stream.name}"))
+    monkeypatch.setattr(module, "to_device", lambda batch, device: log.append("copy") or batch)
+    cuda = torch.device("cuda")
+    (batch,) = sent(iter([examples(2)]), cuda, prefetched=True)
+    assert torch.equal(batch[0], examples(2)[0])
+    queued = ["on side", "copy", "side records", "off side"]
+    assert log == [*queued, "computing waits for event of side", *["used by computing"] * 2]
+    log.clear()
+    assert len(list(sent(iter([object()]), cuda, prefetched=True))) == 1  # moves itself: on the computing stream
+    assert log == ["copy"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prefetching_changes_nothing_on_the_cpu(workers):
+    for train in (examples(SIZE), Augmented()):
+        task = toy(train=train, num_workers=workers if isinstance(train, Dataset) else 0)
+        sources = [make_source(task, 0, CPU, Engine(prefetched=on)) for on in (False, True)]
+        for a, b in zip(*(source.epoch(1, 8, 2) for source in sources), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_prefetched_batches_on_the_gpu_are_the_same(monkeypatch):
+    """From a Dataset and from tensors too large for the device, with work queued on what was handed out."""
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    for train in (examples(SIZE), TensorDataset(*examples(SIZE))):
+        sums = []
+        for on in (False, True):
+            source = make_source(toy(train=train), 0, cuda, Engine(prefetched=on))
+            sums.append([(x @ x.T).sum() + y.sum() for epoch in range(20) for x, y in source.epoch(epoch, 8)])
+        assert torch.equal(torch.stack(sums[0]), torch.stack(sums[1]))
 
 
 def test_fixed_batches_are_the_same_every_time(monkeypatch):

@@ -1,5 +1,6 @@
 """Set-up describes itself; out of memory is told apart; and on a GPU, the same trial, resumed or not."""
 
+import os
 import platform
 import sys
 
@@ -7,8 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from batchscope.records import Engine
 from batchscope.training.checkpoint import Checkpoint
-from batchscope.training.device import cores, device_name, is_out_of_memory, keep_freed_memory, now, pick_device, set_up
+from batchscope.training.device import (
+    cores,
+    device_name,
+    is_out_of_memory,
+    keep_freed_memory,
+    now,
+    pick_device,
+    remember_settings,
+    set_up,
+)
 from batchscope.training.loop import train
 from batchscope.training.seeding import torch_drawing_from
 from toys import CPU, SIZE, mlp_with_state, toy, trial
@@ -30,6 +41,39 @@ def test_set_up_fixes_threads_and_says_so():
     assert cores() >= 1
     assert now(CPU) <= now(CPU)
     assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_set_up_writes_the_engine_down():
+    before = torch.get_num_threads()
+    try:
+        assert set_up(1, CPU).engine == Engine()
+        assert set_up(1, CPU, engine=Engine(channels_last=True)).engine == Engine(channels_last=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_what_set_up_changes_can_be_put_back(monkeypatch, workspace):
+    """As on a GPU, which need not be there: determinism is a setting of the process."""
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    if workspace is not None:
+        monkeypatch.setenv(name, workspace)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+
+    def settings():
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        determinism = torch.are_deterministic_algorithms_enabled(), warn_only, torch.backends.cudnn.benchmark
+        return torch.get_num_threads(), *determinism, os.environ.get(name)
+
+    before, put_back = settings(), remember_settings()
+    try:
+        assert not set_up(2, torch.device("cuda")).deterministic
+        assert settings() == (2, True, True, False, workspace or ":4096:8")
+    finally:
+        put_back()
+    assert settings() == before == (1, False, False, True, workspace)
 
 
 def test_out_of_memory_is_told_from_other_errors():

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from batchscope.analysis.target import crossed
 from batchscope.errors import StoreError
-from batchscope.records import Evaluation, Goal, StopRule
+from batchscope.records import Engine, Evaluation, Goal, StopRule
+from batchscope.training import loop
 from batchscope.training.loop import Evaluator, ending, norm_of_difference, steps_within, train
 from batchscope.training.seeding import permutation
 from toys import CPU, SIZE, Augmented, accuracy, examples, mlp, mlp_with_state, sgd, toy, trial
@@ -154,6 +155,36 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not():
     results = [train(task, trial(8, seed=s), device=CPU) for s in (5, 5, 6)]
     assert results[0].trace[1:] == results[1].trace[1:]
     assert results[0].trace[1:] != results[2].trace[1:]
+
+
+@pytest.mark.parametrize("data", [examples(SIZE), Augmented()])
+def test_switches_that_need_cuda_change_no_bit_on_the_cpu(data):
+    task = toy(model=mlp_with_state, train=data, clip_norm=1.0)
+    plain, switched = (
+        train(task, trial(8, micro=3), device=CPU, engine=e) for e in (Engine(), Engine(graphed=True, prefetched=True))
+    )
+    assert plain.trace[1:] == switched.trace[1:]
+    assert plain.outcome == switched.outcome
+
+
+def test_the_engine_reaches_model_data_and_step(monkeypatch):
+    """And the step hears how large a full batch is, which is never larger than the data set."""
+    heard = {}
+
+    def listening(name, function):
+        def call(*args, **options):
+            heard[name] = options.get("engine", args[-1]), options.get("batch_size")
+            return function(*args, **options)
+
+        return call
+
+    for name in ("make_model", "make_source", "make_step"):
+        monkeypatch.setattr(loop, name, listening(name, getattr(loop, name)))
+    engine = Engine(prefetched=True)
+    for batch_size in (8, 2 * SIZE):
+        train(toy(), trial(batch_size), device=CPU, engine=engine)
+        full = min(batch_size, SIZE)
+        assert heard == {"make_model": (engine, None), "make_source": (engine, None), "make_step": (engine, full)}
 
 
 def test_evaluating_leaves_no_mark_on_training():

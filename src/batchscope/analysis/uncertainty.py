@@ -21,9 +21,10 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from batchscope.analysis.target import Value
-from batchscope.records import Measured, StepTiming
+from batchscope.records import Measured, SplitTiming, StepTiming
 
 K = TypeVar("K", bound=Hashable)
+Windows = StepTiming | SplitTiming
 
 LEVEL = 0.95
 
@@ -108,25 +109,33 @@ def product(a: Measured, b: Measured) -> Measured:
     return Measured(math.prod(estimates), end(a.low, b.low, -1), end(a.high, b.high, 1), a.n, a.censored, about)
 
 
-def of_timing(timing: StepTiming, steps_per_epoch: float, typical_reference: float | None = None) -> Measured:
+def of_timing(timing: Windows, steps_per_epoch: float, typical_reference: float | None = None) -> Measured:
     """Seconds per epoch: the median over rounds of seconds per step, times the steps of an epoch.
 
-    Interval: t on the logs of the rounds, widened by sqrt(pi/2), the price of a median over a mean (normal errors).
     Where the pass drifted, give the median reference window of the whole pass: every round is then rescaled by
     typical_reference / its own reference, which a drift common to both cancels out of.
     """
-    seconds = seconds_per_step(timing, typical_reference) * steps_per_epoch
-    estimate, n = float(np.median(seconds)), len(seconds)
+    corrected = ", corrected for drift" if typical_reference is not None else ""
+    return of_rounds(seconds_per_step(timing, typical_reference) * steps_per_epoch, note=corrected)
+
+
+def of_rounds(values: np.ndarray, log: bool = True, note: str = "") -> Measured:
+    """The median over rounds of timing, of a quantity > 0 (`log`) or of any sign.
+
+    Interval: t on the (logs of the) rounds, widened by sqrt(pi/2), the price of a median over a mean (normal errors).
+    `note` is added to the method's name.
+    """
+    estimate, n = float(np.median(values)), len(values)
     if n < 2:
         return Measured(estimate, None, None, n, 0, "none: one round of timing has no spread")
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * math.sqrt(math.pi / 2) * np.std(np.log(seconds), ddof=1))
-    half /= math.sqrt(n)
-    corrected = ", corrected for drift" if typical_reference is not None else ""
-    text = f"t on logs of {n} rounds, {n - 1} df, about the median{corrected}"
-    return Measured(estimate, estimate * math.exp(-half), estimate * math.exp(half), n, 0, text)
+    scaled = np.log(values) if log else values
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * math.sqrt(math.pi / 2) * np.std(scaled, ddof=1)) / math.sqrt(n)
+    low, high = (estimate * math.exp(x) if log else estimate + x for x in (-half, half))
+    text = f"t on {'logs of ' if log else ''}{n} rounds, {n - 1} df, about the median{note}"
+    return Measured(estimate, low, high, n, 0, text)
 
 
-def seconds_per_step(timing: StepTiming, typical_reference: float | None = None) -> np.ndarray:
+def seconds_per_step(timing: Windows, typical_reference: float | None = None) -> np.ndarray:
     """Seconds per step of each round, rescaled to the typical reference where one is given."""
     seconds = np.asarray(timing.seconds_per_step, float)
     return seconds if typical_reference is None else seconds * typical_reference / np.asarray(timing.reference, float)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from batchscope.cli import listing, report, study
+from batchscope.cli import listing, profile, report, study
 from batchscope.errors import BatchscopeError
 
 INTERRUPTED = 130  # what the parser returns where Ctrl-C meets it: 128 + SIGINT, the shells' convention
@@ -55,6 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("study")(_guarded(study.command))
+app.command("profile")(_guarded(profile.command))
 app.command("report")(_guarded(report.command))
 app.command("list")(_guarded(listing.list_studies))
 app.command("show")(_guarded(listing.show))

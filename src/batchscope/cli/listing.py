@@ -1,16 +1,18 @@
-"""`batchscope list`, `show` and `export`: what the store holds."""
+"""`batchscope list`, `show` and `export`: what the store holds, studies and profiles alike."""
 
 from __future__ import annotations
 
 import csv
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from batchscope.cli import options
+from batchscope.records import ProfileData, StudyData, json_safe, to_plain
 
-COLUMNS = (
+EVALUATION_COLUMNS = (
     "role",
     "batch_size",
     "learning_rate",
@@ -23,66 +25,104 @@ COLUMNS = (
     "metric",
     "value",
 )
+WINDOW_COLUMNS = ("kind", "batch_size", "micro_batch_size", "phase", "round", "seconds")
+Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a study or a profile, or the beginning of one.")]
 
 
 def list_studies(
     store: options.Store = "batchscope.db", as_json: options.Json = False, debug: options.Debug = False
 ) -> None:
-    """The studies of a store, oldest first."""
+    """The studies and the profiles of a store, oldest first."""
     import dataclasses
 
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
-        found = opened.studies()
+        studies, profiles = opened.studies(), opened.profiles()[::-1]
     if as_json:
-        options.print_json({"studies": [dataclasses.asdict(s) for s in found]})
+        summaries = [_summary(profile_id, profile) for profile_id, profile in profiles]
+        options.print_json({"studies": [dataclasses.asdict(s) for s in studies], "profiles": summaries})
         return
-    for s in found:
+    for s in studies:
         state = "finished" if s.finished_at else "unfinished"
         print(f"{s.id[:12]}  {s.task}  {s.finished_trials} of {s.trials} trials  {state}  {s.created_at}")
-    if not found:
-        print("no studies yet")
+    for profile_id, profile in profiles:
+        print(f"{profile_id}  {profile.task}  {_in_words(profile)}  {profile.measured_at}")
+    if not studies and not profiles:
+        print("no studies and no profiles yet")
 
 
 def show(
-    study: Annotated[str, typer.Argument(help="A study's id, or the beginning of one.")],
+    stored: Id,
     store: options.Store = "batchscope.db",
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """A stored study's answer, without running anything."""
+    """A stored study's or profile's answer, without running anything."""
+    data = _stored(store, stored)
+    if isinstance(data, ProfileData):
+        _show_profile(data, as_json)
+    else:
+        _show_study(data, as_json)
+
+
+def _stored(store: str, beginning: str) -> StudyData | ProfileData:
+    """All that was measured for the study or profile whose id begins like this."""
+    from batchscope.store.sqlite import open_store
+
+    with open_store(store, read_only=True) as opened:
+        kind, full_id = opened.resolve_any(beginning)
+        return opened.study_data(full_id) if kind == "study" else opened.profile(full_id)
+
+
+def _show_study(data: StudyData, as_json: bool) -> None:
     from rich.console import Console
 
     from batchscope.analysis.table import analyse, to_json
     from batchscope.report.terminal import print_study
-    from batchscope.store.sqlite import open_store
 
-    with open_store(store, read_only=True) as opened:
-        result = analyse(opened.study_data(opened.resolve(study)))
+    result = analyse(data)
     if as_json:
         options.print_json(to_json(result))
     else:
         print_study(result, Console())
 
 
+def _show_profile(data: ProfileData, as_json: bool) -> None:
+    from rich.console import Console
+
+    from batchscope.analysis.profile import analyse_profile, profile_to_json
+    from batchscope.report.profile_terminal import print_profile
+
+    result = analyse_profile(data)
+    if as_json:
+        options.print_json(profile_to_json(result))
+    else:
+        print_profile(result, Console())
+
+
 def export(
-    study: Annotated[str, typer.Argument(help="A study's id, or the beginning of one.")],
+    stored: Id,
     store: options.Store = "batchscope.db",
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Every evaluation of every trial: as CSV (one value a line), or with --json as records."""
-    from batchscope.records import json_safe, to_plain
-    from batchscope.store.sqlite import open_store
-
-    with open_store(store, read_only=True) as opened:
-        data = opened.study_data(opened.resolve(study))
+    """Every evaluation of a study, or every timing window of a profile: as CSV, or with --json all as records."""
+    data = _stored(store, stored)
     if as_json:
         options.print_json(json_safe(to_plain(data)))
         return
     lines = csv.writer(sys.stdout)
-    lines.writerow(COLUMNS)
+    if isinstance(data, ProfileData):
+        lines.writerow(WINDOW_COLUMNS)
+        lines.writerows(_windows(data))
+    else:
+        lines.writerow(EVALUATION_COLUMNS)
+        lines.writerows(_evaluations(data))
+
+
+def _evaluations(data: StudyData) -> Iterator[tuple[object, ...]]:
+    """One value a line."""
     for role in ("reference", "held", "tuning", "tuned"):
         for trial in getattr(data, role):
             arm, result = trial.spec.arm, trial.result
@@ -92,4 +132,55 @@ def export(
                     ("validation", k, v) for k, v in e.validation.items()
                 ]
                 values += [("weights", "distance", e.distance), ("weights", "update_norm", e.update_norm)]
-                lines.writerows((*head, e.step, e.examples, *value) for value in values)
+                yield from ((*head, e.step, e.examples, *value) for value in values)
+
+
+def _windows(data: ProfileData) -> Iterator[tuple[object, ...]]:
+    """One window a line: seconds per step of this part of it, in this round (from 0).
+
+    The phase "whole" is the step itself; "reference" is a step of the reference size, timed just before it; the others
+    are those of `records.StepTiming`. The kind "step" runs the batch in one pass, "split" in micro-batches.
+    """
+    for timing in data.timing.timings if data.timing else ():
+        phases = {"whole": timing.seconds_per_step, "reference": timing.reference, **timing.phases}
+        yield from _rounds(("step", timing.batch_size, timing.batch_size), phases)
+    for split in data.splits:
+        phases = {"whole": split.seconds_per_step, "reference": split.reference}
+        yield from _rounds(("split", split.batch_size, split.micro_batch_size), phases)
+
+
+def _rounds(head: tuple[object, ...], phases: dict[str, tuple[float, ...]]) -> Iterator[tuple[object, ...]]:
+    for phase, seconds in phases.items():
+        yield from ((*head, phase, number, one) for number, one in enumerate(seconds))
+
+
+def _summary(profile_id: str, profile: ProfileData) -> dict[str, Any]:
+    """One profile of `list --json`."""
+    memory = profile.memory
+    return {
+        "id": profile_id,
+        "task": profile.task,
+        "fingerprint": profile.fingerprint,
+        "measured_at": profile.measured_at,
+        "device": profile.conditions.device,
+        "device_name": profile.conditions.device_name,
+        "precision": profile.conditions.precision,
+        "threads": profile.conditions.threads,
+        "batch_sizes": _timed(profile),
+        "largest_micro_batch_size": memory.largest_micro_batch_size if memory else None,
+        "limit_bytes": memory.limit_bytes if memory else None,
+    }
+
+
+def _in_words(profile: ProfileData) -> str:
+    """One profile of `list`."""
+    timed = _timed(profile)
+    words = f"profile of batch sizes {', '.join(map(str, timed))}" if timed else "profile without timings"
+    if profile.memory:
+        largest = profile.memory.largest_micro_batch_size
+        words += f"; largest that fits {largest}" if largest else "; none fits"
+    return words
+
+
+def _timed(profile: ProfileData) -> list[int]:
+    return [timing.batch_size for timing in profile.timing.timings] if profile.timing else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Generator
 from typing import Annotated, Any
@@ -28,6 +29,23 @@ def batch_sizes(text: str | None) -> list[int] | None:
         raise UsageError(
             f"expected --batch-sizes as whole numbers with commas, got {text!r}: write --batch-sizes 32,256"
         ) from None
+
+
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base ** (power + 1)
+    for power, prefix in enumerate("kmgt")
+    for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
+}
+
+
+def size_in_bytes(text: str | None) -> int | None:
+    """`2GiB`, `500 MB`, `1.5G` or `1073741824` as bytes; UsageError for anything else. G is GiB, GB is 10^9."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in UNITS:
+        raise UsageError(f"expected --memory-limit as a number of bytes, got {text!r}: write --memory-limit 2GiB")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from batchscope.cli import interrupt
-from batchscope.records import TrialSpec
+from batchscope.records import MemoryProbe, TrialSpec
 
 REFRESH_PER_SECOND = 4  # more would take the cores from the trials
 
@@ -44,6 +44,7 @@ class Progress:
                 f"{role} ({count})" if count > 1 else role for role, count in details["roles"].items()
             )
             self.total, self.done, self.stored = details["trials"], 0, 0
+            self.running.clear()
             self._line(f"{self.phase} ...")
         elif kind == "note":
             self.console.print(Text(f"note: {details['text']}"), soft_wrap=True)
@@ -55,6 +56,10 @@ class Progress:
             self.running[details["trial"]] = f"{_arm(details['spec'])}: starting"
         elif kind in ("finished", "stored", "died"):
             self._ended(kind, details)
+        elif kind == "probe":
+            self._probed(details["probe"])
+        elif kind == "progress":
+            self.running[0] = _doing(details)
 
     def _ended(self, kind: str, details: dict[str, Any]) -> None:
         self.running.pop(details["trial"], None)
@@ -68,6 +73,14 @@ class Progress:
             self._line(f"  {self.done}/{self.total} {_arm(details['spec'])}: {how}")
         else:
             self.stored += 1
+
+    def _probed(self, probe: MemoryProbe) -> None:
+        self.running.clear()
+        peak = f"peak {probe.peak_bytes / 2**20:,.0f} MiB" if probe.peak_bytes else "no peak"
+        outcome = probe.outcome.replace("_", " ")
+        self._line(
+            f"  micro-batch {probe.micro_batch_size}: {outcome}, {peak}" + f" ({probe.reason})" * bool(probe.reason)
+        )
 
     def _line(self, text: str) -> None:
         """A plain line, only where there is no live view."""
@@ -83,6 +96,13 @@ class Progress:
         return Text(
             "\n".join([head, *(f"        {text}" for text in self.running.values())]), overflow="ellipsis", no_wrap=True
         )
+
+
+def _doing(line: dict[str, Any]) -> str:
+    """What a worker is at, while it measures seconds or bytes."""
+    if line["phase"] == "timing":
+        return f"micro-batch {line['batch_size']}"
+    return f"{line['phase']}: {line['bytes'] / 2**20:,.0f} MiB at most so far"
 
 
 def _arm(spec: TrialSpec) -> str:

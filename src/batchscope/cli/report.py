@@ -11,7 +11,7 @@ from batchscope.cli import options
 
 
 def command(
-    study: Annotated[str, typer.Argument(help="A study's id, or the beginning of one (see: batchscope list).")],
+    study: Annotated[str, typer.Argument(help="Id of a study or profile, or its beginning (see: batchscope list).")],
     store: options.Store = "batchscope.db",
     report: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to write it [default: beside the store].")

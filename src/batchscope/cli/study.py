@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,7 +43,7 @@ def command(
     from batchscope.verbs.price import price
     from batchscope.verbs.study import study
 
-    asked = {
+    asked: dict[str, Any] = {
         "batch_sizes": options.batch_sizes(batch_sizes),
         "policy": policy,
         "seeds": seeds,

@@ -158,6 +158,7 @@ class ProfileData:
     batch_sizes: tuple[int, ...] | None = None  # as asked for; None: chosen
     memory_limit: int | None = None  # as asked for, bytes; None: chosen
     seed: int = 0
+    workers: int | None = None  # as chosen for trials; None: conditions were given
     timing: TimingPass | None = None
     splits: tuple[SplitTiming, ...] = ()
     memory: MemoryProfile | None = None

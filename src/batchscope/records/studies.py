@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchscope.records.hardware import TimingPass
+from batchscope.records.hardware import ProfileData, TimingPass
 from batchscope.records.trials import Conditions, TrialRecord
 from batchscope.records.values import Goal, Measured
 
@@ -57,6 +57,7 @@ class StudyData:
     reference_reached: bool
     notes: tuple[str, ...] = ()
     reference: tuple[TrialRecord, ...] = ()  # the reference run itself
+    profile: ProfileData | None = None  # the newest of the same task under the same conditions
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,25 @@
-"""How does a study become one page that opens anywhere, offline?
-
-One file: the template's structure, its style, Vega's code once, the charts as JSON. Nothing is fetched: the page's own
-content policy forbids it. Every text is escaped by jinja2; JSON inside the page has `<` written as \\u003c, so that no
-text of a task can close a script element.
-"""
+"""What does a study's page show? Its answer, its claims, its table and its figures; page.py makes the file of them."""
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batchscope.errors import CannotAnswer
+from batchscope.analysis.profile import analyse_profile
 from batchscope.records import Row, StudyData, StudyResult
 from batchscope.references import cite
 from batchscope.report import words
-from batchscope.report.charts import Panel, compare, draw, line_values
+from batchscope.report.charts import compare, draw, line_values
 from batchscope.report.figures import Figures, figures_of
-from batchscope.report.style import colours, needed
+from batchscope.report.page import DASH, Figure, render, write_page
+from batchscope.report.profile_html import against_size
+from batchscope.report.style import colours
 
-DASH = "\u2060–\u2060"  # an en dash between the ends of an interval, which no line breaks at
-TEMPLATES = Path(__file__).parent / "templates"
 MARKS = (
     "Pale marks are seeds, bars 95 % intervals; a triangle is a bound (the true value is larger), a cross a trial that "
     "diverged."
 )
-
-
-class Figure(NamedTuple):
-    """A numbered figure: heading, panels side by side, and whether its colours are batch sizes (and need a legend)."""
-
-    title: str
-    caption: str
-    panels: tuple[Panel, ...]
-    by_colour: bool = False
 
 
 class Column(NamedTuple):
@@ -66,53 +50,20 @@ def write_report(result: StudyResult, data: StudyData, path: str | os.PathLike[s
 
     Raises CannotAnswer where the extra `report` is not installed or the file cannot be written.
     """
-    target = Path(path)
-    page = page_of(result, data)
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=".report-", suffix=".html", delete=False
-        ) as file:
-            scratch = Path(file.name)
-            file.write(page)
-        scratch.chmod(0o666 & ~current_umask())
-        os.replace(scratch, target)
-    except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-        reason = error.strerror or type(error).__name__
-        raise CannotAnswer(
-            f"the HTML report could not be written to {words.plain(target)} ({reason}): name a file in a folder that "
-            "exists and can be written to"
-        ) from error
-    return target
-
-
-def current_umask() -> int:
-    """The process's umask: temporary files are made private, a report is an ordinary file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_page(page_of(result, data), path)
 
 
 def page_of(result: StudyResult, data: StudyData) -> str:
     """The page's text."""
-    jinja2, bundle = needed("jinja2"), needed("vl_convert").javascript_bundle()
     numbers = figures_of(result, data)
-    figures = list_figures(numbers, result)
-    panels = [p for f in figures for p in f.panels]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    safe = needed("markupsafe").Markup
-    environment.filters.update(number=words.number, count=words.count, plain=words.plain, sentence=words.sentence)
-    environment.filters.update(duration=words.seconds, interval=lambda m: words.interval(m, DASH).strip())
-    environment.filters.update(measured=lambda m, unit="": words.measured(m, unit, DASH))
-    return environment.get_template("study.html.j2").render(
+    return render(
+        "study.html.j2",
+        [*list_figures(numbers, result), *profile_figures(data)],
+        line_values(numbers.lines),
         result=result,
         settings=result.settings,
+        conditions=result.settings.conditions,
         data=data,
-        figures=figures,
         columns=columns_of(result.rows),
         groups=by_policy(result.rows),
         claims=by_number(result),
@@ -123,16 +74,7 @@ def page_of(result: StudyResult, data: StudyData) -> str:
         palette=colours(data.settings.batch_sizes),
         goal=words.goal_of(result.goal),
         law=[*words.law_sentences(result.law, dash=DASH), *words.target_sentences(result, DASH)],
-        bundle=safe(bundle.replace("</script", "<\\/script")),
-        panels=safe(json_for_page([p.spec for p in panels])),
-        lines=safe(json_for_page(line_values(numbers.lines))),
     )
-
-
-def json_for_page(value: Any) -> str:
-    """JSON that is safe inside a script element: no `<` survives, nor a line separator that old engines trip over."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 def list_figures(numbers: Figures, result: StudyResult) -> list[Figure]:
@@ -175,6 +117,11 @@ def list_figures(numbers: Figures, result: StudyResult) -> list[Figure]:
         ),
     ]
     return [f for f in figures if f.panels]
+
+
+def profile_figures(data: StudyData) -> list[Figure]:
+    """Throughput and memory against micro-batch size, where the study's hardware was profiled."""
+    return [against_size(analyse_profile(data.profile))] if data.profile is not None else []
 
 
 def columns_of(rows: tuple[Row, ...]) -> list[Column]:

@@ -8,6 +8,7 @@ and a width that holds every number on one line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich import box
@@ -99,7 +100,26 @@ def table_of(
     cells = [
         [words.count(r.batch_size), r.policy, *(fact(r, f) for f in facts), *measured_cells(r, columns)] for r in rows
     ]
-    table = Table(title=Text(title), title_justify="left", title_style="", pad_edge=False)
+    starts = [k for k in range(1, len(rows)) if rows[k].policy != rows[k - 1].policy]
+    return text_table(title, headings, cells, terminal, width, left=("policy",), gaps=starts)
+
+
+def text_table(
+    title: str | None,
+    headings: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    terminal: bool,
+    width: int,
+    left: Sequence[str] = (),
+    gaps: Sequence[int] = (),
+) -> Table:
+    """A table of plain text: numbers to the right, the columns `left` to the left, an empty line before rows `gaps`.
+
+    Where the lines would not fit `width`, every column is as wide as its longest word.
+    """
+    table = Table(
+        title=Text(title) if title is not None else None, title_justify="left", title_style="", pad_edge=False
+    )
     table.box = box.SIMPLE_HEAD if terminal else None
     table.padding = (0, 1) if width >= PLAIN_WIDTH else (0, 0)
     columns_of_text = [(h.replace(" ", "\n", 1), *c) for h, c in zip(headings, zip(*cells, strict=True), strict=True)]
@@ -107,10 +127,10 @@ def table_of(
     words_only = [max(len(word) for cell in column for word in cell.split()) for column in columns_of_text]
     gap = 1 + 2 * table.padding[1] if terminal else table.padding[1]
     widths = whole if sum(whole) + gap * (len(whole) + 1) <= width or not terminal else words_only
-    for (heading, *_), wide in zip(columns_of_text, widths, strict=True):
-        table.add_column(Text(heading), justify="left" if heading == "policy" else "right", overflow="fold", width=wide)
+    for name, (heading, *_), wide in zip(headings, columns_of_text, widths, strict=True):
+        table.add_column(Text(heading), justify="left" if name in left else "right", overflow="fold", width=wide)
     for k, row in enumerate(cells):
-        if k and row[1] != cells[k - 1][1]:
+        if k in gaps:
             table.add_row()
         table.add_row(*map(Text, row))
     return table

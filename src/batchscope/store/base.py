@@ -1,13 +1,15 @@
 """What does a store keep, who may write it, and what may a caller rely on?
 
 A store keeps *studies* (settings, timing, choices, notes), the *trials* that belong to them, every *attempt* at a
-trial, and the *tasks* it has seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store.
+trial, *profiles* (seconds and bytes against batch size), and the *tasks* it has seen. Anything that passes
+`batchscope.testing.store_contract.StoreContract` is a store.
 
 Ownership and concurrency:
 
 - Records go in and come out frozen; floats come back with the same bits, nan and inf included.
 - A trial is identified by (task fingerprint, conditions, specification). It is stored once and linked to as many
   studies as ask for it; a finished trial is never changed.
+- A profile is never changed and never replaced: each measurement is kept, `study_data` takes the newest that applies.
 - Several processes may use one store at once. A trial is run by the one that holds its *lease*: `lease` is atomic,
   `renew` is the heartbeat, `finish` and `release` end it. A lease whose process has died on this host, or whose time
   has run out, may be taken at once. A runner must renew well within the lease: a third of its seconds is a good beat.
@@ -35,6 +37,7 @@ from typing import Self
 
 from batchscope.records import (
     Conditions,
+    ProfileData,
     StudyData,
     StudySettings,
     TimingPass,
@@ -92,7 +95,8 @@ class Attempt:
 
 
 class Store(ABC):
-    """The contract. A `study_id` may be any unambiguous beginning of one; an unknown one raises `StoreError`."""
+    """The contract. A `study_id` or `profile_id` may be any unambiguous beginning of one; an unknown one raises
+    `StoreError`."""
 
     # --- tasks seen ---
 
@@ -161,6 +165,41 @@ class Store(ABC):
     @abstractmethod
     def notes(self, study_id: str) -> tuple[str, ...]:
         """The notes, in the order they were added."""
+
+    # --- profiles ---
+
+    @abstractmethod
+    def save_profile(self, profile: ProfileData) -> str:
+        """Store what one `profile` measured and return its id.
+
+        The id is 12 hex digits, a digest of task fingerprint, conditions, what was asked for (batch sizes, memory
+        limit, seed) and `measured_at`. So each measurement is kept, and the same one handed in twice is one.
+        Raises `ValueError` where `measured_at` is no time, `StoreError` where another profile has that id.
+        """
+
+    @abstractmethod
+    def profiles(self, fingerprint: str | None = None) -> tuple[tuple[str, ProfileData], ...]:
+        """(id, profile) of all profiles, or of those of one task fingerprint: newest `measured_at` first, and of
+        equal times the one stored last."""
+
+    @abstractmethod
+    def newest_profile(self, fingerprint: str, conditions: Conditions) -> ProfileData | None:
+        """The first of `profiles(fingerprint)` that was measured under these very conditions, or None."""
+
+    @abstractmethod
+    def profile(self, profile_id: str) -> ProfileData:
+        """A profile."""
+
+    @abstractmethod
+    def resolve_profile(self, profile_id: str) -> str:
+        """The full id that begins like this. Raises `StoreError` where none or several do."""
+
+    @abstractmethod
+    def resolve_any(self, beginning: str) -> tuple[str, str]:
+        """("study" or "profile", full id) of the one thing whose id begins like this: for commands that take either.
+
+        Raises `StoreError` where none or several do, of whichever kind; the sentence names them.
+        """
 
     # --- trials ---
 
@@ -232,6 +271,7 @@ class Store(ABC):
         """All that was measured so far: what analysis and report read.
 
         Before `set_reference`, the reference run is priced at the budget of one trial, not reached (design, section 2).
+        `profile` is the newest of the same task fingerprint under the very conditions of the study, or None.
         """
         settings = self.study(study_id)
         examples, reached = self.reference(study_id) or (float(settings.budget_examples), False)
@@ -246,6 +286,7 @@ class Store(ABC):
             reference_examples=examples,
             reference_reached=reached,
             notes=self.notes(study_id),
+            profile=self.newest_profile(settings.fingerprint, settings.conditions),
         )
 
     @abstractmethod

@@ -25,13 +25,13 @@ from pathlib import Path
 from batchscope.errors import StoreError
 
 APPLICATION_ID = 0x42534350  # "BSCP"
-VERSION = 3
+VERSION = 4
 BUSY_SECONDS = 30.0  # a writer holds the file for milliseconds; a guess with room for a stalled disk
 FULL_BELOW_BYTES = 256 * 1024  # a failed write with less room than this is called a full disk; a guess
 SQLITE_HEADER_BYTES = 100  # sqlite.org/fileformat.html, section 1.3
 FOLDER = Path(__file__).parent
 # UPGRADES[v] turns layout v into v + 1. Frozen: what a released version wrote does not change.
-UPGRADES = {1: FOLDER / "upgrade_1_to_2.sql", 2: FOLDER / "upgrade_2_to_3.sql"}
+UPGRADES = {old: FOLDER / f"upgrade_{old}_to_{old + 1}.sql" for old in range(1, VERSION)}
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -128,9 +128,14 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     """The version of the layout, 0 for a file with nothing in it. Raises for a file that is not ours to touch."""
+    alone = not db.in_transaction
+    if alone:
+        db.execute("BEGIN")  # one snapshot: another process may be laying this file out
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if alone:
+        db.execute("COMMIT")
     if application == version == objects == 0:
         return 0
     if application != APPLICATION_ID:

@@ -1,4 +1,4 @@
--- What is in a store file? Version 3 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 4 of the layout; `connection.py` upgrades older files to it.
 --
 -- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
@@ -25,6 +25,16 @@ CREATE TABLE studies (
     choices            TEXT,              -- JSON: list of records.TunedChoice
     reference_examples REAL,
     reference_reached  INTEGER
+);
+
+-- Seconds and bytes against batch size: every measurement is kept, the newest counts.
+CREATE TABLE profiles (
+    id          TEXT PRIMARY KEY,         -- 12 hex digits of the SHA-256 of what tells it from others (base.py)
+    task        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    conditions  TEXT NOT NULL,            -- JSON: records.Conditions
+    measured_at TEXT NOT NULL,
+    profile     TEXT NOT NULL             -- JSON: records.ProfileData
 );
 
 CREATE TABLE notes (

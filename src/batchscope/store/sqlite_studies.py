@@ -1,7 +1,8 @@
 """How do tasks and studies live in the tables `tasks`, `studies` and `notes`? The contract is in `base.py`.
 
 Every public method is one transaction, opened by `_read` or `_write`; BEGIN IMMEDIATE takes the file's one write lock
-before anything is read, so that a decision made inside it cannot be overtaken. `sqlite.py` adds the trials.
+before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_profiles.py` adds the profiles,
+`sqlite.py` the trials.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from batchscope.records import StudyData, StudySettings, TimingPass, TunedChoice
 from batchscope.store import exact
 from batchscope.store.base import SeenTask, Store, StudySummary
 from batchscope.store.connection import connect, translated
+
+TABLES = {"study": "studies", "profile": "profiles"}  # what has an id that users type, and where it is kept
 
 
 class StudyTables(Store):
@@ -96,18 +99,7 @@ class StudyTables(Store):
         return found[0] if found else None
 
     def resolve(self, study_id: str) -> str:
-        with self._read() as db:
-            rows = db.execute(
-                "SELECT id FROM studies WHERE substr(id, 1, ?) = ? ORDER BY created_at", (len(study_id), study_id)
-            ).fetchall()
-        found = [row[0] for row in rows]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            raise StoreError(f"no study in {self.path} begins with {study_id!r}: `batchscope list` shows what there is")
-        raise StoreError(
-            f"{len(found)} studies in {self.path} begin with {study_id!r}: give more of {', '.join(found[:5])}"
-        )
+        return self._only(study_id, "study")[1]
 
     def study(self, study_id: str) -> StudySettings:
         return exact.from_text(StudySettings, self._study_column(study_id, "settings"))
@@ -166,6 +158,21 @@ class StudyTables(Store):
         with self._read():
             return super().study_data(study_id)
 
+    def _only(self, beginning: str, *kinds: str) -> tuple[str, str]:
+        """(kind, full id) of the one thing of these kinds, "study" or "profile", whose id begins like this."""
+        with self._read() as db:
+            found = [
+                (kind, full_id)
+                for kind in kinds
+                for (full_id,) in db.execute(
+                    f"SELECT id FROM {TABLES[kind]} WHERE substr(id, 1, ?) = ? ORDER BY rowid",
+                    (len(beginning), beginning),
+                )
+            ]
+        if len(found) == 1:
+            return found[0]
+        raise StoreError(_none_or_several(found, kinds, f"in {self.path}", beginning))
+
     def _study_column(self, study_id: str, column: str) -> Any:
         with self._read() as db:
             return db.execute(f"SELECT {column} FROM studies WHERE id = ?", (self.resolve(study_id),)).fetchone()[0]
@@ -179,6 +186,16 @@ def _study_key(settings: StudySettings) -> tuple[str, str]:
     """(id, JSON) of settings, with numbers as their fields' types: a learning rate of 1 is one of 1.0."""
     settings = from_plain(StudySettings, to_plain(settings))
     return digest(to_plain(settings), 12), exact.to_text(settings)
+
+
+def _none_or_several(found: list[tuple[str, str]], kinds: Sequence[str], where: str, beginning: str) -> str:
+    """Why a beginning is not an id."""
+    if not found:
+        return f"no {' or '.join(kinds)} {where} begins with {beginning!r}: `batchscope list` shows what there is"
+    ids = {kind: [full_id for k, full_id in found if k == kind] for kind in kinds}
+    counts = [f"{len(some)} {kind if len(some) == 1 else TABLES[kind]}" for kind, some in ids.items() if some]
+    names = [one if len(counts) == 1 else f"{kind} {one}" for kind, some in ids.items() for one in some[:5]]
+    return f"{' and '.join(counts)} {where} begin with {beginning!r}: give more of {', '.join(names)}"
 
 
 def digest(plain: Any, digits: int) -> str:

@@ -1,4 +1,10 @@
-"""What does a worker do? One of three jobs, each a plain message in and a plain message out.
+"""What does a worker do? One of a few jobs, each a plain message in and a plain message out.
+
+    trial      train one trial
+    threads    choose workers, threads and the engine's switches, once for a study
+    timing     seconds per step against batch size; `splits` the same with accumulation
+    memory     bytes at one micro-batch size; asked of a fresh worker each time
+    facts      what a profile needs to know of the task: largest example, units, operations, free device memory
 
 The same functions serve worker processes and a notebook's own process, so that a trial is the same bits either way.
 """
@@ -15,8 +21,14 @@ import torch
 
 from batchscope.analysis.target import crossing
 from batchscope.errors import BatchscopeError, TaskError
-from batchscope.measure.throughput import fastest_threads, time_steps
-from batchscope.records import Goal, TrialSpec, from_plain, to_plain
+from batchscope.measure.energy import MEASURED, NOT_MEASURED, EnergyMeter
+from batchscope.measure.engines import fastest_engine
+from batchscope.measure.flops import count_flops
+from batchscope.measure.memory import observe
+from batchscope.measure.peak import peak_meter, physical_bytes
+from batchscope.measure.samples import largest_sample, units_per_example
+from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
+from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.device import cores, pick_device, set_up
@@ -41,7 +53,7 @@ class TaskReference:
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work. `kind` is "trial", "threads" or "timing"; `details` are its plain arguments."""
+    """One piece of work: its kind (see above) and its plain arguments."""
 
     id: str
     kind: str
@@ -54,6 +66,11 @@ def warm_up() -> None:
     torch.optim.SGD([weight], lr=0.1).zero_grad()
 
 
+def place(conditions: Conditions) -> dict[str, Any]:
+    """The details of a job that is done under these conditions."""
+    return {"threads": conditions.threads, "precision": conditions.precision, "engine": to_plain(conditions.engine)}
+
+
 def trial_job(
     trial_id: str,
     spec: TrialSpec,
@@ -62,6 +79,7 @@ def trial_job(
     precision: str,
     checkpoint: str | None,
     seconds: float,
+    engine: Engine | None = None,
 ) -> Job:
     """Train one trial, from its checkpoint where there is one."""
     details = {
@@ -71,6 +89,7 @@ def trial_job(
         "precision": precision,
         "checkpoint": checkpoint,
         "checkpoint_seconds": seconds,
+        "engine": to_plain(engine or Engine()),
     }
     return Job(trial_id, "trial", details)
 
@@ -111,11 +130,19 @@ class Workbench:
         return Workbench(task)
 
     def do(self, job: Job, on_line: Callable[[dict[str, Any]], None]) -> Any:
-        """Do one job; `on_line` hears of every evaluation. Returns a plain result."""
-        return {"trial": self._trial, "threads": self._threads, "timing": self._timing}[job.kind](job.details, on_line)
+        """Do one job; `on_line` hears of every evaluation or window. Returns a plain result."""
+        kinds = {
+            "trial": self._trial,
+            "threads": self._threads,
+            "timing": self._timing,
+            "splits": self._splits,
+            "memory": self._memory,
+            "facts": self._facts,
+        }
+        return kinds[job.kind](job.details, on_line)
 
     def _trial(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
-        set_up(details["threads"], self.device, details["precision"])
+        conditions = self._set_up(details)
         if self._evaluator is None:
             self._evaluator = Evaluator(self.task, self.device)
         path = details["checkpoint"]
@@ -128,6 +155,7 @@ class Workbench:
             crossed=lambda trace, goal: crossing(trace, goal) is not None,
             checkpoint=Checkpoint(path, details["checkpoint_seconds"]) if path else None,
             on_evaluation=lambda line: on_line({"examples": line.examples, "loss": line.validation["loss"]}),
+            engine=conditions.engine,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -140,9 +168,52 @@ class Workbench:
         else:
             threads, _work = fastest_threads(self.task, details["batch_sizes"], self.device, cores())
             workers = max(1, cores() // threads)
-        conditions = set_up(threads, self.device, self.task.precision)
+        set_up(threads, self.device, self.task.precision)
+        engine = fastest_engine(self.task, details["batch_sizes"], self.device)
+        conditions = set_up(threads, self.device, self.task.precision, engine)
         return {"workers": workers, "conditions": to_plain(conditions)}
 
-    def _timing(self, details: dict[str, Any], _: Any) -> Any:
-        conditions = set_up(details["threads"], self.device, self.task.precision)
-        return to_plain(time_steps(self.task, details["batch_sizes"], self.device, conditions))
+    def _timing(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+        conditions = self._set_up(details)
+        options = details.get("options", {})
+        return to_plain(time_steps(self.task, details["batch_sizes"], self.device, conditions, tell=on_line, **options))
+
+    def _splits(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+        conditions = self._set_up(details)
+        splits = [(size, micro) for size, micro in details["splits"]]
+        return to_plain(time_splits(self.task, splits, self.device, conditions, tell=on_line))
+
+    def _memory(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+        conditions = self._set_up(details)
+        seen = observe(
+            self.task,
+            details["micro_batch_size"],
+            self.device,
+            engine=conditions.engine,
+            largest=details["largest"],
+            limit_bytes=details["limit_bytes"],
+            tell=on_line,
+        )
+        return to_plain(seen)
+
+    def _facts(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+        conditions = self._set_up(details)
+        sample = largest_sample(self.task)
+        free, total = (physical_bytes(),) * 2
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+        return {
+            "largest": sample.index,
+            "sample_is": sample.found,
+            "units_per_example": units_per_example(self.task, self.device),
+            "flops": to_plain(count_flops(self.task, self.device, conditions.precision)),
+            "free_bytes": free,
+            "total_bytes": total,
+            "measured_as": peak_meter(self.device).measured_as,
+            "energy_is": MEASURED if EnergyMeter(self.device).joules() is not None else NOT_MEASURED,
+        }
+
+    def _set_up(self, details: dict[str, Any]) -> Conditions:
+        """This process as the job wants it: threads, precision (the task's own unless given), engine."""
+        engine = from_plain(Engine, details.get("engine", {}))
+        return set_up(details["threads"], self.device, details.get("precision", self.task.precision), engine)

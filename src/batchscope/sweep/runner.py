@@ -108,7 +108,8 @@ class Runner:
 
     def _job(self, trial_id: int, spec: TrialSpec) -> Job:
         path, where = str(self._checkpoint(spec).path), self.conditions
-        return trial_job(str(trial_id), spec, self.goal, where.threads, where.precision, path, self.checkpoint_seconds)
+        seconds = self.checkpoint_seconds
+        return trial_job(str(trial_id), spec, self.goal, where.threads, where.precision, path, seconds, where.engine)
 
     def _checkpoint(self, spec: TrialSpec) -> Checkpoint:
         """Named by all that decides its bits: left beside a deleted store, it is no other trial's."""

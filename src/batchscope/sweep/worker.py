@@ -3,6 +3,9 @@
 It dies with its parent: a thread reads the input, and when that ends (the parent closed it, or was killed) the process
 ends at once, in mid-step if need be, with the data loader's processes that it started. What the task prints goes to
 standard error, so that it cannot break the protocol.
+
+The input is read through a file of its own, never through `sys.stdin`: a data loader's process is a fork, which closes
+`sys.stdin`, and would wait for ever for a lock that the reading thread held when it was forked.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 from typing import Any, TextIO
 
@@ -20,8 +22,10 @@ def main() -> None:
     """Serve jobs until the input ends."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    messages = os.fdopen(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_read, args=(sys.stdin, jobs), daemon=True).start()
+    threading.Thread(target=_read, args=(messages, jobs), daemon=True).start()
 
     def reply(kind: str, job: str, content: Any) -> None:
         replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")

@@ -7,6 +7,9 @@ size that the analysis uses.
 Two sources with one shape: `TensorSource` keeps tensors on the device and indexes them there; `DatasetSource` goes
 through torch's DataLoader. Both give the same examples in the same order for the same (seed, epoch).
 
+What does not lie on the device is sent there batch by batch (`sent`), on CUDA from pinned memory; with the engine's
+`prefetched` the next batch is on its way while this one computes.
+
 Every batch begins at an address that is a multiple of ALIGNMENT. Matrix products sum in an order that depends on it, so
 that bits would otherwise depend on where a resumed epoch went on, or on where the allocator of numpy put the data.
 
@@ -15,6 +18,7 @@ What an evaluation sees is `FixedBatches`: the same examples in the same chunks,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -23,7 +27,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from batchscope.errors import TaskError
+from batchscope.records import Engine
 from batchscope.task import Batch, Data, Task, data_size
+from batchscope.training.engine import PLAIN
 from batchscope.training.seeding import drawing_from, mix, permutation, seed_host
 
 IGNORED_TARGET = -100  # torch.nn.functional.cross_entropy's default ignore_index
@@ -92,18 +98,20 @@ class _SeededBatches(Dataset):
 class DatasetSource:
     """A map-style Dataset through a DataLoader; random augmentation is a function of (seed, epoch, index)."""
 
-    def __init__(self, task: Task, seed: int, device: torch.device) -> None:
-        self.task, self.device, self.seed = task, device, seed
+    def __init__(self, task: Task, seed: int, device: torch.device, engine: Engine = PLAIN) -> None:
+        self.task, self.device, self.seed, self.prefetched = task, device, seed, engine.prefetched
         self.batches, self.size = _SeededBatches(task, task.train, seed), data_size(task.train)
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Collated batches, moved to the device."""
         order = permutation(self.seed, epoch, self.size).tolist()
         keys = [(epoch, order[i : i + batch_size]) for i in range(start * batch_size, self.size, batch_size)]
-        yield from _load(self.batches, keys, self.task, self.device)
+        yield from _load(self.batches, keys, self.task, self.device, self.prefetched)
 
 
-def _load(batches: Dataset, keys: list[Any], task: Task, device: torch.device) -> Iterator[Batch]:
+def _load(
+    batches: Dataset, keys: list[Any], task: Task, device: torch.device, prefetched: bool = False
+) -> Iterator[Batch]:
     """The batches of the given keys, in order, on the device. Draws nothing from the global generators."""
     loader = DataLoader(
         batches,
@@ -114,34 +122,94 @@ def _load(batches: Dataset, keys: list[Any], task: Task, device: torch.device) -
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),
     )
-    for batch in loader:
-        yield mapped(to_device(batch, device), aligned)
+    for batch in sent(iter(loader), device, prefetched):
+        yield mapped(batch, aligned)
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def make_source(task: Task, seed: int, device: torch.device) -> Source:
+def make_source(task: Task, seed: int, device: torch.device, engine: Engine = PLAIN) -> Source:
     """The source for a task's training data: on the device where tensors fit into half of its free memory."""
     if not isinstance(task.train, (tuple, list)):
-        return DatasetSource(task, seed, device)
+        return DatasetSource(task, seed, device, engine)
     tensors = tuple(task.train)
     if device.type == "cuda" and sum(t.nbytes for t in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
-        return _HostTensors(tensors, seed, device)
+        return _HostTensors(tensors, seed, device, engine)
     return TensorSource(tensors, seed, device)
 
 
 class _HostTensors(TensorSource):
     """Tensors that do not fit on the device: gathered on the host, sent batch by batch."""
 
-    def __init__(self, tensors: tuple[torch.Tensor, ...], seed: int, device: torch.device) -> None:
+    def __init__(self, tensors: tuple[torch.Tensor, ...], seed: int, device: torch.device, engine: Engine) -> None:
         super().__init__(tensors, seed, torch.device("cpu"))
-        self.target = device
+        self.target, self.prefetched = device, engine.prefetched
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        for batch in super().epoch(epoch, batch_size, start):
-            yield tuple(t.pin_memory().to(self.target, non_blocking=True) for t in batch)
+        batches = super().epoch(epoch, batch_size, start)
+        pinned = (tuple(t.pin_memory() for t in batch) for batch in batches)
+        return sent(pinned, self.target, self.prefetched)
+
+
+class Sender(Protocol):
+    """How a batch comes from the host to the device in two moves: set out, and be there."""
+
+    def start(self, batch: Batch) -> Any:
+        """Begin to copy; returns what `finish` needs."""
+        ...
+
+    def finish(self, coming: Any) -> Batch:
+        """The batch on the device: whatever is done with it from now on is done after the copy."""
+        ...
+
+
+def sent(batches: Iterator[Batch], device: torch.device, prefetched: bool) -> Iterator[Batch]:
+    """The host's batches, in order, on the device."""
+    if prefetched and device.type == "cuda":
+        return one_ahead(batches, _SideStream(device))
+    return (to_device(batch, device) for batch in batches)
+
+
+def one_ahead(batches: Iterator[Batch], sender: Sender) -> Iterator[Batch]:
+    """All batches in order; each one sets out before the one before it is handed out. One more is held than in use."""
+    coming = [sender.start(batch) for batch in itertools.islice(batches, 1)]
+    for batch in batches:
+        coming.append(sender.start(batch))
+        yield sender.finish(coming.pop(0))
+    for last in coming:
+        yield sender.finish(last)
+
+
+class _SideStream:
+    """Copies on a CUDA stream of its own, beside the stream that computes.
+
+    The computing stream waits for the copy's event; and each tensor is recorded on it, so that the allocator hands
+    the memory out again only after what was queued there has read it (torch's notes on CUDA streams). An object of
+    the user's moves itself, and its tensors cannot be found: it is copied on the computing stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def start(self, batch: Batch) -> tuple[Batch, torch.cuda.Event | None]:
+        """Queue the copy and an event after it."""
+        if not isinstance(batch, (torch.Tensor, Mapping, tuple, list)):
+            return batch, None
+        with torch.cuda.stream(self.stream):
+            return to_device(batch, self.device), self.stream.record_event()
+
+    def finish(self, coming: tuple[Batch, torch.cuda.Event | None]) -> Batch:
+        """Let the computing stream wait for the copy."""
+        batch, copied = coming
+        if copied is None:
+            return to_device(batch, self.device)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(copied)
+        for tensor in tensors_in(batch):
+            tensor.record_stream(computing)
+        return batch
 
 
 class FixedBatches:

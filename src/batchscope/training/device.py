@@ -11,14 +11,18 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
 import batchscope
-from batchscope.records import Conditions
+from batchscope.records import Conditions, Engine
+from batchscope.training.engine import PLAIN
 
 # glibc's malloc.h: parameters of mallopt
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS: deterministic only with a work space of fixed size
 
 
 def pick_device() -> torch.device:
@@ -43,13 +47,16 @@ def keep_freed_memory() -> str:
     return "glibc, no mmap, no trim" if kept else "default"
 
 
-def set_up(threads: int, device: torch.device, precision: str = "fp32") -> Conditions:
-    """Fix threads, determinism and allocator for this process; returns the conditions it now works under."""
+def set_up(threads: int, device: torch.device, precision: str = "fp32", engine: Engine = PLAIN) -> Conditions:
+    """Fix threads, determinism and allocator for this process; returns the conditions it now works under.
+
+    The engine's switches are set trial by trial (`training/engine.py`); here they are only written down.
+    """
     torch.set_num_threads(threads)
     allocator = keep_freed_memory()
     deterministic = device.type == "cpu"
     if not deterministic:  # asked for, not promised: atomics in some CUDA kernels have no deterministic version
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(_WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     return Conditions(
@@ -65,7 +72,30 @@ def set_up(threads: int, device: torch.device, precision: str = "fp32") -> Condi
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
+        engine=engine,
     )
+
+
+def remember_settings() -> Callable[[], None]:
+    """A function that puts back what `set_up` changes in this process: for a process that is not ours to set up.
+
+    All but the allocator's setting, which glibc does not tell; it changes no result.
+    """
+    threads, workspace = torch.get_num_threads(), os.environ.get(_WORKSPACE)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+
+    def put_back() -> None:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
+        else:
+            os.environ[_WORKSPACE] = workspace
+
+    return put_back
 
 
 def device_name(device: torch.device) -> str:

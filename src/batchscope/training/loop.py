@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from batchscope.errors import BatchscopeError
-from batchscope.records import Evaluation, Goal, StopRule, TrialResult, TrialSpec
+from batchscope.records import Engine, Evaluation, Goal, StopRule, TrialResult, TrialSpec
 from batchscope.task import Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
 from batchscope.training.device import is_out_of_memory
+from batchscope.training.engine import PLAIN
 from batchscope.training.seeding import seed_everything
 from batchscope.training.step import evaluate, make_model, make_step
 
@@ -55,6 +56,7 @@ def train(
     crossed: Crossed | None = None,
     checkpoint: Checkpoint | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
+    engine: Engine = PLAIN,
 ) -> TrialResult:
     """Train one trial to its end, from its checkpoint where there is one.
 
@@ -62,16 +64,16 @@ def train(
         goal: what the outcome `reached` refers to; it ends the trial only where `spec.stop.goal` is set.
         crossed: (trace, goal) -> bool, whether the goal was crossed for good; needed where there is a goal.
         on_evaluation: called with every new line of the trace.
+        engine: how steps are computed; the same for a trial's whole life, its checkpoints included.
 
     Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text.
     """
     started = time.monotonic()
     position = Position()
     try:
-        ended_by, initial_norm, test = _run(
-            task, spec, position, device, evaluator or Evaluator(task, device), crossed, checkpoint, on_evaluation
-        )
-        reason = ""
+        trial = _Trial(task, spec, position, device, evaluator or Evaluator(task, device), engine, crossed)
+        ended_by = trial.run(checkpoint, on_evaluation)
+        initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
     except BatchscopeError:
         raise
     except Exception as error:
@@ -94,79 +96,100 @@ def train(
     )
 
 
-def _run(
-    task: Task,
-    spec: TrialSpec,
-    position: Position,
-    device: torch.device,
-    evaluator: Evaluator,
-    crossed: Crossed | None,
-    checkpoint: Checkpoint | None,
-    on_evaluation: Callable[[Evaluation], None] | None,
-) -> tuple[str, float, dict[str, float] | None]:
-    """The loop itself; advances `position` in place. Returns how it ended, |w0| and the test metrics."""
-    arm, stop = spec.arm, spec.stop
-    seed_everything(spec.seed)
-    model = make_model(task, device)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    initial = [p.detach().clone() for p in weights]
-    optimizer = task.optimizer(model, arm.learning_rate)
-    source = make_source(task, spec.seed, device)
-    horizon = steps_within(stop.budget_examples, source.size, arm.batch_size)
-    scheduler = task.schedule(optimizer, horizon) if task.schedule is not None else None
-    step = make_step(task, model, optimizer, micro_batch_size=arm.micro_batch_size, precision=arm.precision)
+class _Trial:
+    """What a trial trains with, made from its seed; `run` is the loop itself."""
 
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
-    if scheduler is not None:
-        parts["scheduler"] = scheduler
-    if checkpoint is not None and (resumed := checkpoint.load(spec, parts)) is not None:
-        position.__dict__.update(resumed.__dict__)
+    def __init__(
+        self,
+        task: Task,
+        spec: TrialSpec,
+        position: Position,
+        device: torch.device,
+        evaluator: Evaluator,
+        engine: Engine,
+        crossed: Crossed | None,
+    ) -> None:
+        self.task, self.spec, self.position, self.evaluator, self.crossed = task, spec, position, evaluator, crossed
+        arm = spec.arm
+        seed_everything(spec.seed)
+        self.model = make_model(task, device, engine)
+        self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.initial = [p.detach().clone() for p in self.weights]
+        optimizer = task.optimizer(self.model, arm.learning_rate)
+        self.source = make_source(task, spec.seed, device, engine)
+        horizon = steps_within(spec.stop.budget_examples, self.source.size, arm.batch_size)
+        self.scheduler = task.schedule(optimizer, horizon) if task.schedule is not None else None
+        self.step = make_step(
+            task,
+            self.model,
+            optimizer,
+            micro_batch_size=arm.micro_batch_size,
+            precision=arm.precision,
+            engine=engine,
+            batch_size=min(arm.batch_size, self.source.size),
+        )
+        self.parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer}
+        if self.scheduler is not None:
+            self.parts["scheduler"] = self.scheduler
 
-    def look(update_norm: float) -> str | None:
+    def run(self, checkpoint: Checkpoint | None, on_evaluation: Callable[[Evaluation], None] | None) -> str:
+        """Train from the checkpoint, or from the start, to the end; advances the position. Returns why it ended."""
+        position, source, batch_size, stop = self.position, self.source, self.spec.arm.batch_size, self.spec.stop
+        step, scheduler, weights = self.step, self.scheduler, self.weights
+        if checkpoint is not None and (resumed := checkpoint.load(self.spec, self.parts)) is not None:
+            position.__dict__.update(resumed.__dict__)
+        ended_by = self.why_ended() if position.trace else self.look(math.nan, on_evaluation)
+        next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
+        while ended_by is None:
+            for batch in source.epoch(position.epoch, batch_size, position.batch):
+                examples = position.examples + min(batch_size, source.size - position.batch * batch_size)
+                looking = examples >= min(next_look, stop.budget_examples)
+                before = [p.detach().clone() for p in weights] if looking else None
+                step(batch)
+                if scheduler is not None:
+                    scheduler.step()
+                position.step += 1
+                position.batch += 1
+                position.examples = examples
+                if before is not None:
+                    ended_by = self.look(norm_of_difference(weights, before), on_evaluation)
+                    next_look = (examples // stop.cadence_examples + 1) * stop.cadence_examples
+                    if ended_by is not None:
+                        break
+                    if checkpoint is not None and checkpoint.due():
+                        checkpoint.save(self.spec, position, self.parts)
+            else:
+                position.epoch, position.batch = position.epoch + 1, 0
+        return ended_by
+
+    def look(self, update_norm: float, on_evaluation: Callable[[Evaluation], None] | None) -> str | None:
         """Evaluate, add a line to the trace, and say why the trial ends here, if it does."""
+        position, evaluator, precision = self.position, self.evaluator, self.spec.arm.precision
         line = Evaluation(
             step=position.step,
             examples=position.examples,
-            train=evaluate(task, model, evaluator.train, arm.precision),
-            validation=evaluate(task, model, evaluator.valid, arm.precision),
-            distance=norm_of_difference(weights, initial),
+            train=evaluate(self.task, self.model, evaluator.train, precision),
+            validation=evaluate(self.task, self.model, evaluator.valid, precision),
+            distance=norm_of_difference(self.weights, self.initial),
             update_norm=update_norm,
         )
         position.trace.append(line)
         if on_evaluation is not None:
             on_evaluation(line)
         if evaluator.test is not None and _best(position.trace) is line:
-            position.best_state = mapped(model.state_dict(), torch.clone)
-        return ending(position.trace, stop, source.size, crossed)
+            position.best_state = mapped(self.model.state_dict(), torch.clone)
+        return self.why_ended()
 
-    ended_by = ending(position.trace, stop, source.size, crossed) if position.trace else look(math.nan)
-    next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
-    while ended_by is None:
-        for batch in source.epoch(position.epoch, arm.batch_size, position.batch):
-            examples = position.examples + min(arm.batch_size, source.size - position.batch * arm.batch_size)
-            looking = examples >= min(next_look, stop.budget_examples)
-            before = [p.detach().clone() for p in weights] if looking else None
-            step(batch)
-            if scheduler is not None:
-                scheduler.step()
-            position.step += 1
-            position.batch += 1
-            position.examples = examples
-            if before is not None:
-                ended_by = look(norm_of_difference(weights, before))
-                next_look = (examples // stop.cadence_examples + 1) * stop.cadence_examples
-                if ended_by is not None:
-                    break
-                if checkpoint is not None and checkpoint.due():
-                    checkpoint.save(spec, position, parts)
-        else:
-            position.epoch, position.batch = position.epoch + 1, 0
+    def why_ended(self) -> str | None:
+        """Why the trial ends at its last evaluation, if it does."""
+        return ending(self.position.trace, self.spec.stop, self.source.size, self.crossed)
 
-    test = None
-    if evaluator.test is not None and position.best_state is not None:
-        model.load_state_dict(position.best_state)
-        test = evaluate(task, model, evaluator.test, arm.precision)
-    return ended_by, norm_of_difference(initial, None), test
+    def test(self) -> dict[str, float] | None:
+        """The test metrics at the best validation loss; None for a task without a test set."""
+        if self.evaluator.test is None or self.position.best_state is None:
+            return None
+        self.model.load_state_dict(self.position.best_state)
+        return evaluate(self.task, self.model, self.evaluator.test, self.spec.arm.precision)
 
 
 def steps_within(examples: int, train_size: int, batch_size: int) -> int:

@@ -18,23 +18,24 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from batchscope.records import Engine
 from batchscope.task import Batch, Task
-from batchscope.training.batches import examples_in, split, units_in
+from batchscope.training.batches import examples_in, mapped, split, units_in
+from batchscope.training.engine import PLAIN, channels_innermost, compiled, prepared_model
+from batchscope.training.graphs import GraphedStep, Step, refusal
 from batchscope.training.seeding import torch_drawing_from
-
-Step = Callable[[Batch], None]
 
 EVALUATION_SEED = 0  # of what a loss draws at random while it is evaluated
 
 
-def make_model(task: Task, device: torch.device) -> torch.nn.Module:
-    """A fresh model in training mode, on the device.
+def make_model(task: Task, device: torch.device, engine: Engine = PLAIN) -> torch.nn.Module:
+    """A fresh model in training mode, on the device, as the engine wants it.
 
     A model that comes in eval mode (a loaded one, say) is switched; layers that the task itself put into eval mode
     inside a model in training mode (frozen batch norm) are left so.
     """
     model = task.model().to(device)
-    return model if model.training else model.train()
+    return prepared_model(model if model.training else model.train(), engine)
 
 
 def make_step(
@@ -44,11 +45,18 @@ def make_step(
     *,
     micro_batch_size: int | None = None,
     precision: str = "fp32",
+    engine: Engine = PLAIN,
+    batch_size: int | None = None,
 ) -> Step:
-    """A function that trains on one batch. The plain case is as short as a hand-written loop's body."""
+    """A function that trains on one batch. The plain case is as short as a hand-written loop's body.
+
+    Args:
+        engine: its switches; with `graphed` the step is a `GraphedStep`, made before the optimiser's first step.
+        batch_size: with `graphed`, examples of the batches that are replayed; None: batches of all sizes are.
+    """
     device_type = next(model.parameters()).device.type
     updated = [p for group in optimizer.param_groups for p in group["params"]]
-    loss_of, clip = task.batch_loss, task.clip_norm
+    loss_of, clip = _loss_function(task, engine), task.clip_norm
 
     def backward(batch: Batch, weight: float | None) -> None:
         if precision == "bf16":
@@ -76,7 +84,17 @@ def make_step(
             torch.nn.utils.clip_grad_norm_(updated, clip)
         optimizer.step()
 
-    return step
+    if not engine.graphed:
+        return step
+    return GraphedStep(step, model, optimizer, batch_size, refusal(task, optimizer, micro_batch_size))
+
+
+def _loss_function(task: Task, engine: Engine) -> Callable[[torch.nn.Module, Batch], torch.Tensor]:
+    """(model, batch) -> mean loss, as the engine wants it; the task's own function where nothing is on."""
+    loss_of = compiled(task.batch_loss) if engine.compiled else task.batch_loss
+    if not engine.channels_last:
+        return loss_of
+    return lambda model, batch: loss_of(model, mapped(batch, channels_innermost))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""`study --dry-run`: what would run, and what would it cost? The plan, its price, and estimates of time and disk.
+"""`--dry-run`: what would run, and what would it cost? The plan, its price, and estimates of time and disk.
 
 The price is an upper bound: every trial to its budget, and the search extended as far as it may be. Trials usually end
 well before, by patience, at the goal, or where they can no longer win. Seconds come from a few steps timed now, on this
@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from batchscope.measure.throughput import WINDOW_SECONDS as STEP_WINDOW_SECONDS
 from batchscope.measure.throughput import StepClock
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
@@ -18,9 +19,15 @@ from batchscope.sweep.plan import FIRST_RATES, MOST_RATES
 from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
+from batchscope.verbs.ceiling import MOST_PROBES
+from batchscope.verbs.profile import MOST_SECONDS, ROUNDS, ask, grid
 from batchscope.verbs.request import Request, prepare
 
 EVALUATION_BYTES = 600  # of one evaluation in the store, two metrics (measured on digits: 540)
+PROBE_SECONDS = 5.0  # to start a process and load torch and the task (measured on two cores: 3 to 4)
+PROBE_STEPS = 5  # of training in a probe, its evaluation counted as one or two (a guess)
+PROFILE_BYTES = 50_000  # of a profile in the store (measured: 10,000 to 40,000)
+PARTS = 5  # windows of a batch size in a round of `profile`: reference, whole, and three parts
 WINDOW_SECONDS = 0.02  # of steps timed at each batch size: quick, an estimate is all that is needed (a guess)
 
 
@@ -119,3 +126,34 @@ def _sentences(plan: dict[str, Any], request: Request) -> list[str]:
         f"At most {most['examples']:,} examples ({in_runs}), about {time} and {disk}; "
         "usually well under half, since trials end at patience or where they cannot win.",
     ]
+
+
+def price_profile(task: Task | str, **asked: Any) -> dict[str, Any]:
+    """The plan of `profile(task, **asked)` as plain data; only a few steps at the task's own batch size are timed.
+
+    Where memory ends the grid is not known before it is measured: the plan is for a grid up to the data set's size.
+    """
+    with drawing_from(0):
+        request = ask(task, **asked)
+        own = request.task
+        sizes = request.batch_sizes or grid(own, None)
+        clock = StepClock(own, pick_device(), own.precision)
+        per_example = clock.window(own.batch_size, clock.steps_for(own.batch_size, WINDOW_SECONDS)) / own.batch_size
+    probes = MOST_PROBES if request.reference is not None else 0
+    probing = probes * (PROBE_SECONDS + PROBE_STEPS * per_example * sizes[-1])
+    rounds = ROUNDS * PARTS * sum(max(STEP_WINDOW_SECONDS, per_example * size) for size in sizes)
+    seconds = probing + 2 * min(rounds, MOST_SECONDS) + PROBE_SECONDS
+    return {
+        "task": own.name,
+        "batch_sizes": list(sizes),
+        "memory_limit": request.memory_limit,
+        "probes": probes,
+        "rounds": ROUNDS,
+        "at_most": {"seconds": seconds, "bytes": PROFILE_BYTES},
+        "sentences": [
+            f"{own.name}: memory by up to {probes} training processes, one after the other; then {len(sizes)} "
+            f"micro-batch sizes ({sizes[0]} to {sizes[-1]}, as far as they fit), {ROUNDS} rounds, and accumulation.",
+            f"About {seconds / 60:.1f} minutes at most, alone on the machine, and {PROFILE_BYTES / 1e6:.1f} MB. "
+            "Nothing is trained to a goal, so there is no price in reference runs.",
+        ],
+    }

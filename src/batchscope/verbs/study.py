@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from batchscope.analysis.table import analyse
 from batchscope.analysis.target import HOLDS_FOR
-from batchscope.errors import CannotAnswer
+from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import (
     Conditions,
     Goal,
@@ -31,31 +27,27 @@ from batchscope.records import (
     StudySettings,
     TimingPass,
     TrialSpec,
-    from_plain,
 )
 from batchscope.store.base import Store
-from batchscope.store.owner import Owner
 from batchscope.store.sqlite import open_store
-from batchscope.sweep.executors.base import Done, Executor, Line, Refused
-from batchscope.sweep.executors.inline import InlineExecutor
+from batchscope.sweep.executors.base import Executor
 from batchscope.sweep.executors.local import LocalExecutor
-from batchscope.sweep.jobs import Job, TaskReference
+from batchscope.sweep.jobs import TaskReference
 from batchscope.sweep.phases import Phases
 from batchscope.sweep.plan import arms_of
-from batchscope.sweep.runner import Listener, Runner, as_error
+from batchscope.sweep.runner import Listener, Runner
 from batchscope.task import Task
-from batchscope.training.device import pick_device, set_up
 from batchscope.training.fingerprint import changed
 from batchscope.training.seeding import drawing_from
+from batchscope.verbs.machine import choose, chosen, executor_for, machine
 from batchscope.verbs.report import default_path
 from batchscope.verbs.request import Request, prepare
+from batchscope.verbs.timing import stored_timing, timing_pass
 
 DEFAULT_STORE = "batchscope.db"
 OWN_GOAL_SLACK = (
     0.02  # goal=None: the lowest loss that held plus 2 % of its fall, so that most seeds reach it (a guess)
 )
-CLAIM_SECONDS = 600.0  # longer than a timing pass; a process that is gone loses its claim at once
-POLL_SECONDS = 0.5
 
 
 def study(
@@ -71,6 +63,7 @@ def study(
     report: str | Path | None = None,
     draw: bool = True,
     checkpoint_seconds: float = 10.0,
+    timing: TimingPass | None = None,
     listen: Listener | None = None,
 ) -> StudyResult:
     """Measure what batch size does to a task's training, and judge the classic claims.
@@ -88,22 +81,25 @@ def study(
         store: the SQLite file; an existing one is continued.
         report: where to write the HTML page; default: beside the store. `draw=False` writes none.
         checkpoint_seconds: how often a running trial is saved.
+        timing: seconds per step in a loop of your own at these batch sizes (`StepMeter.report()`); default: the
+            seconds of Batchscope's own loop, from a stored `profile` of the task or measured now.
         listen: called with (kind, details) as work goes on.
 
     Returns: the rows, claims and fitted law, as in `--json`. Raises BatchscopeError with one sentence.
     """
     hear: Listener = listen or (lambda kind, details: None)
-    with drawing_from(0), _executor(task) as executor:  # drawing_from: a notebook keeps its random numbers
+    with drawing_from(0), executor_for(task) as executor:  # drawing_from: a notebook keeps its random numbers
         request = prepare(
             task, batch_sizes=batch_sizes, policy=policy, seeds=seeds, patience=patience, seed=seed, budget=budget
         )
+        _check_timing(timing, request)
         if isinstance(executor, LocalExecutor) and request.reference is not None:
             executor.serve(TaskReference.here(request.reference, request.checked.fingerprint))
         with open_store(store) as opened:
             notes = _remember(opened, request)
             for note in notes:
                 hear("note", {"text": note})
-            study_id, left_out = _measure(opened, request, executor, Path(store), checkpoint_seconds, hear)
+            study_id, left_out = _measure(opened, request, executor, Path(store), checkpoint_seconds, timing, hear)
             data = opened.study_data(study_id)
             result = analyse(data)
             opened.finish_study(study_id)
@@ -111,6 +107,17 @@ def study(
     if draw:
         result = _draw(result, data, report or default_path(store, request.task.name, study_id), hear)
     return result
+
+
+def _check_timing(timing: TimingPass | None, request: Request) -> None:
+    """A timing from elsewhere covers every batch size; raises UsageError."""
+    if timing is not None:
+        missing = sorted(set(request.batch_sizes) - {t.batch_size for t in timing.timings})
+        if missing:
+            raise UsageError(
+                f"expected a timing of every batch size, got none of {', '.join(map(str, missing))}: let the meter see "
+                "steps at them, or leave them out of batch_sizes"
+            )
 
 
 def _draw(result: StudyResult, data: Any, path: str | Path, hear: Listener) -> StudyResult:
@@ -123,11 +130,6 @@ def _draw(result: StudyResult, data: Any, path: str | Path, hear: Listener) -> S
         hear("note", {"text": str(error)})
         return dataclasses.replace(result, notes=(*result.notes, str(error)))
     return dataclasses.replace(result, report=str(written))
-
-
-def _executor(task: Task | str) -> Executor:
-    """Worker processes for a task that they can find; this process for one that they cannot."""
-    return LocalExecutor(None, 1) if isinstance(task, str) else InlineExecutor(task)
 
 
 def _remember(store: Store, request: Request) -> list[str]:
@@ -149,7 +151,13 @@ def _remember(store: Store, request: Request) -> list[str]:
 
 
 def _measure(
-    store: Store, request: Request, executor: Executor, path: Path, checkpoint_seconds: float, hear: Listener
+    store: Store,
+    request: Request,
+    executor: Executor,
+    path: Path,
+    checkpoint_seconds: float,
+    timing: TimingPass | None,
+    hear: Listener,
 ) -> tuple[str, tuple[str, ...]]:
     """Run everything that the study still lacks; returns its id and what was left out."""
     checkpoints = path.resolve().parent / f"{path.name}.checkpoints"
@@ -167,6 +175,8 @@ def _measure(
     left_out = Phases(store, study_id, run, request.budget, already).run()
     for note in left_out:
         hear("note", {"text": note})
+    if timing is not None:
+        store.set_timing(study_id, timing)
     _time(store, study_id, request, executor, settings.conditions, hear)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
@@ -186,23 +196,23 @@ def _settled(
     stored with the study, while the machine is claimed. An open goal takes a training run in between: whoever then
     finds that another command has chosen otherwise follows it.
     """
-    with _machine(store, hear):
-        chosen = _chosen(store, request) or _choose(request, executor, hear)
+    with machine(store, hear):
+        choice = chosen(store, request.checked.fingerprint) or choose(executor, request.task, request.batch_sizes, hear)
         if request.task.goal is not None:
-            settings = _settings(request, request.task.goal, *chosen)
+            settings = _settings(request, request.task.goal, *choice)
             store.save_study(settings)
             _open_slots(executor, settings.workers)
             return settings, []
     while True:
-        _open_slots(executor, chosen[0])
-        goal, already = own_goal(chosen[1])
-        with _machine(store, hear):
-            others = _chosen(store, request)
-            if others is None or others == chosen:
-                settings = _settings(request, goal, *chosen)
+        _open_slots(executor, choice[0])
+        goal, already = own_goal(choice[1])
+        with machine(store, hear):
+            others = chosen(store, request.checked.fingerprint)
+            if others is None or others == choice:
+                settings = _settings(request, goal, *choice)
                 store.save_study(settings)
                 return settings, already
-        chosen = others
+        choice = others
 
 
 def _open_slots(executor: Executor, workers: int) -> None:
@@ -211,78 +221,20 @@ def _open_slots(executor: Executor, workers: int) -> None:
         executor.slots = workers
 
 
-@contextmanager
-def _machine(store: Store, hear: Listener, alone: bool = False) -> Generator[Callable[[], None]]:
-    """Claim the machine; with `alone`, wait for the trials of others to end. Gives the heartbeat of the claim."""
-    owner, told = Owner.here(), False
-
-    def beat() -> None:
-        store.claim_machine(owner, CLAIM_SECONDS)
-
-    try:
-        while (state := store.claim_machine(owner, CLAIM_SECONDS)) == "busy" or (alone and state == "shared"):
-            if not told:
-                hear("note", {"text": "waiting for another command on this store, so as to measure alone"})
-                told = True
-            time.sleep(POLL_SECONDS)
-        yield beat
-    finally:
-        store.free_machine(owner)
-
-
-def _chosen(store: Store, request: Request) -> tuple[int, Conditions] | None:
-    """Workers and conditions as an earlier study of this task chose them on a machine like this one."""
-    for summary in store.studies():
-        if summary.fingerprint == request.checked.fingerprint:
-            settings = store.study(summary.id)
-            if _is_here(settings.conditions):
-                return settings.workers, settings.conditions
-    return None
-
-
-def _is_here(conditions: Conditions) -> bool:
-    """Whether work done here, set up alike, is done under these conditions."""
-    threads = torch.get_num_threads()
-    try:
-        return set_up(conditions.threads, pick_device(), conditions.precision) == conditions
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _choose(request: Request, executor: Executor, hear: Listener) -> tuple[int, Conditions]:
-    """A short measurement of the task's own and the largest batch size."""
-    sizes = sorted({request.task.batch_size, request.batch_sizes[-1]})
-    hear("phase", {"roles": {"choosing workers and threads": 1}, "trials": 0})
-    found = call(executor, Job("threads", "threads", {"batch_sizes": sizes}))
-    return found["workers"], from_plain(Conditions, found["conditions"])
-
-
 def _time(
     store: Store, study_id: str, request: Request, executor: Executor, conditions: Conditions, hear: Listener
 ) -> None:
-    """The timing pass, once, alone on the machine as far as commands on this store go."""
+    """The seconds of every batch size: a stored profile's where there is one, else a timing pass of their own."""
     if store.timing(study_id) is not None:
         return
-    with _machine(store, hear, alone=True) as beat:
+    with machine(store, hear, alone=True) as beat:
         if store.timing(study_id) is None:
-            hear("phase", {"roles": {"timing": len(request.batch_sizes)}, "trials": 0})
-            job = Job("timing", "timing", {"batch_sizes": list(request.batch_sizes), "threads": conditions.threads})
-            store.set_timing(study_id, from_plain(TimingPass, call(executor, job, beat)))
-
-
-def call(executor: Executor, job: Job, beat: Callable[[], None] = lambda: None) -> Any:
-    """Do one job that is not a trial, by itself; a worker that dies under it is replaced once."""
-    reason = ""
-    for _ in range(2):
-        executor.start(job)
-        while (end := next((e for e in executor.events(1.0) if not isinstance(e, Line)), None)) is None:
-            beat()
-        if isinstance(end, Done):
-            return end.result
-        if isinstance(end, Refused):
-            raise as_error(end)
-        reason = end.reason
-    raise CannotAnswer(f"expected a worker to do the task's {job.kind} job, it died twice: {reason}")
+            sizes = request.batch_sizes
+            found = stored_timing(store, request.checked.fingerprint, conditions, sizes)
+            if found is None:
+                hear("phase", {"roles": {"timing": len(sizes)}, "trials": 0})
+                found = timing_pass(executor, sizes, conditions, beat)
+            store.set_timing(study_id, found)
 
 
 def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, list[TrialSpec]]:

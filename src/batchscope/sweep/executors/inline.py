@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from batchscope.sweep.executors.base import Done, Event, Executor, Line, Refused
 from batchscope.sweep.jobs import Job, Workbench, refusal
 from batchscope.task import Task
+from batchscope.training.device import remember_settings
 
 
 class InlineExecutor(Executor):
@@ -19,7 +18,7 @@ class InlineExecutor(Executor):
     def __init__(self, task: Task) -> None:
         self._bench = Workbench(task)
         self._job: Job | None = None
-        self._threads = torch.get_num_threads()
+        self._put_back = remember_settings()
 
     def start(self, job: Job) -> None:
         """Remember the job; `events` does it."""
@@ -39,6 +38,6 @@ class InlineExecutor(Executor):
             return [Refused(job.id, **refusal(job, error))]
 
     def close(self) -> None:
-        """Nothing runs between calls; the caller gets its thread count back."""
+        """Nothing runs between calls; the caller gets its threads and its determinism back."""
         self._job = None
-        torch.set_num_threads(self._threads)
+        self._put_back()

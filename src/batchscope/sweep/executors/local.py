@@ -99,6 +99,10 @@ class _Worker:
         """Whether jobs can be given to it."""
         return self.process.poll() is None
 
+    def kill(self) -> None:
+        """End it now; the undertaker ends its group."""
+        self.process.kill()
+
     def end(self) -> None:
         """Close its input, which ends it; nothing more is heard of its job."""
         self.job = None
@@ -162,6 +166,16 @@ class LocalExecutor(Executor):
                 found.append(self._events.get_nowait())
         except queue.Empty:
             return found
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the worker processes that are alive."""
+        return [worker.process.pid for worker in self._workers if worker.alive]
+
+    def kill(self) -> None:
+        """End every worker at once, with what it has started; its job ends in `Died`."""
+        for worker in self._workers:
+            worker.kill()
 
     def close(self) -> None:
         """Close every worker's input; kill the ones that do not exit on it."""

@@ -1,0 +1,127 @@
+"""Who has the machine, how is it set up, and how is a single job done on it? What `study` and `profile` share.
+
+How a task is run (workers, threads, engine) is chosen once by a short measurement and then reused by every verb on
+this store, so that trials and timings are made under the same conditions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from batchscope.errors import CannotAnswer
+from batchscope.records import Conditions, from_plain
+from batchscope.store.base import Store
+from batchscope.store.owner import Owner
+from batchscope.sweep.executors.base import Done, Executor, Line, Refused
+from batchscope.sweep.executors.inline import InlineExecutor
+from batchscope.sweep.executors.local import LocalExecutor
+from batchscope.sweep.jobs import Job
+from batchscope.sweep.runner import Listener, as_error
+from batchscope.task import Task
+from batchscope.training.device import pick_device, remember_settings, set_up
+
+CLAIM_SECONDS = 600.0  # longer than a job is silent; a process that is gone loses its claim at once
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 300.0  # without a sign of life a job that is not a trial counts as hung (a guess)
+
+
+def executor_for(task: Task | str) -> Executor:
+    """Worker processes for a task that they can find; this process for one that they cannot."""
+    return LocalExecutor(None, 1) if isinstance(task, str) else InlineExecutor(task)
+
+
+@contextmanager
+def machine(store: Store, hear: Listener, alone: bool = False) -> Generator[Callable[[], None]]:
+    """Claim the machine; with `alone`, wait for the trials of others to end. Gives the heartbeat of the claim."""
+    owner, told = Owner.here(), False
+
+    def beat() -> None:
+        store.claim_machine(owner, CLAIM_SECONDS)
+
+    try:
+        while (state := store.claim_machine(owner, CLAIM_SECONDS)) == "busy" or (alone and state == "shared"):
+            if not told:
+                hear("note", {"text": "waiting for another command on this store, so as to measure alone"})
+                told = True
+            time.sleep(POLL_SECONDS)
+        yield beat
+    finally:
+        store.free_machine(owner)
+
+
+def chosen(store: Store, fingerprint: str) -> tuple[int, Conditions] | None:
+    """Workers and conditions as an earlier study or profile of this task chose them on a machine like this one."""
+    studies = [store.study(s.id) for s in store.studies() if s.fingerprint == fingerprint]
+    before = [(s.workers, s.conditions) for s in studies]
+    before += [(p.workers, p.conditions) for _, p in store.profiles(fingerprint) if p.workers is not None]
+    return next((choice for choice in before if is_here(choice[1])), None)
+
+
+def is_here(conditions: Conditions) -> bool:
+    """Whether work done here, set up alike, is done under these conditions."""
+    put_back = remember_settings()
+    try:
+        return set_up(conditions.threads, pick_device(), conditions.precision, conditions.engine) == conditions
+    finally:
+        put_back()
+
+
+def choose(executor: Executor, task: Task, batch_sizes: Sequence[int], hear: Listener) -> tuple[int, Conditions]:
+    """A short measurement of the task's own and the largest batch size."""
+    sizes = sorted({task.batch_size, batch_sizes[-1]})
+    hear("phase", {"roles": {"choosing workers, threads and engine": 1}, "trials": 0})
+    found = call(executor, Job("threads", "threads", {"batch_sizes": sizes}))
+    return found["workers"], from_plain(Conditions, found["conditions"])
+
+
+def call(
+    executor: Executor,
+    job: Job,
+    beat: Callable[[], None] = lambda: None,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    on_line: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> Any:
+    """Do one job that is not a trial, by itself; a worker that dies under it is replaced once.
+
+    A worker that gives no sign of life for `patience` seconds is ended, and not tried again: it would hang again.
+    """
+    reason = ""
+    executor.meanwhile = lambda line: on_line(line.line)
+    for _ in range(2):
+        executor.start(job)
+        alive, hung = time.monotonic(), False
+        while True:
+            events = executor.events(1.0)
+            for event in events:
+                if isinstance(event, Line):
+                    on_line(event.line)
+            end = next((e for e in events if not isinstance(e, Line)), None)
+            if end is not None:
+                break
+            alive = time.monotonic() if events else alive
+            if time.monotonic() - alive > patience and not hung:
+                hung = _ended(executor)
+            beat()
+        if isinstance(end, Done):
+            return end.result
+        if isinstance(end, Refused):
+            raise as_error(end)
+        if hung:
+            raise CannotAnswer(
+                f"expected the task's {job.kind} job to go on, it gave no sign of life for {patience:g} s and was "
+                "ended: look for a data loader or a lock that waits for ever"
+            )
+        reason = end.reason
+    raise CannotAnswer(f"expected a worker to do the task's {job.kind} job, it died twice: {reason}")
+
+
+def _ended(executor: Executor) -> bool:
+    """End a hung worker; a job in this process cannot be ended."""
+    if isinstance(executor, LocalExecutor):
+        executor.kill()
+        return True
+    return False

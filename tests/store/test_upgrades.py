@@ -1,0 +1,137 @@
+"""Do store files of older layouts open with all they hold, read-only and for writing?
+
+The files in assets/ were written by the versions in their names and are never made anew. Version 1 was the first; 2
+added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchscope.errors import StoreError
+from batchscope.records import Engine
+from batchscope.store import Owner, Store, open_store
+from batchscope.store import connection as opening
+from batchscope.testing.example_profiles import make_profile
+from batchscope.testing.examples import CHOICES, CONDITIONS, TIMING, bits, make_result, make_settings, make_spec
+
+ASSETS = Path(__file__).parent / "assets"
+STUDY = "d60d3d9f5c14"
+FINGERPRINT = "0123456789abcdef"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "study.db"
+
+
+def old(version: int) -> Path:
+    return ASSETS / f"version-{version}.sqlite"
+
+
+def layout(path: Path) -> set[tuple[str, str]]:
+    """Every table, index and view with its definition."""
+    with sqlite3.connect(path) as db:
+        found = set(db.execute("SELECT name, coalesce(sql, '') FROM sqlite_master"))
+    db.close()
+    return found
+
+
+def assert_version_1_is_all_there(store: Store) -> None:
+    """What the frozen file of version 1 holds, written out."""
+    (summary,) = store.studies()
+    assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (STUDY, "an old task", 2, 1)
+    data = store.study_data(summary.id)
+    assert data.settings == make_settings(task="an old task", fingerprint=FINGERPRINT)
+    assert (data.timing, data.choices, data.notes) == (TIMING, CHOICES, ("an old note",))
+    assert (data.reference_examples, data.reference_reached) == (2048.0, True)
+    (record,) = data.held
+    assert (record.spec, record.conditions, record.attempts) == (make_spec(0), CONDITIONS, 2)
+    assert [e.validation["loss"] for e in record.result.trace] == [1.1, 0.55, 1.1 / 3]
+    assert math.isnan(record.result.trace[0].update_norm)
+    done, lost = store.trial_ids(summary.id, "held")
+    assert [a.how for a in store.attempts(done)] == ["died", "finished"]
+    assert [a.how for a in store.attempts(lost)] == [None]
+    (before,) = store.other_fingerprints("an old task", "new")
+    assert (before.fingerprint, before.components, before.trials) == (FINGERPRINT, {}, 1)
+
+
+def assert_version_3_is_all_there(store: Store) -> None:
+    """What the frozen file of version 3 holds, written out. Its conditions were stored without an engine."""
+    (summary,) = store.studies()
+    assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (STUDY, "an old task", 5, 4)
+    assert summary.finished_at is not None
+    data = store.study_data(STUDY)
+    assert data.settings == make_settings(task="an old task", fingerprint=FINGERPRINT)
+    assert data.settings.conditions.engine == Engine()
+    assert (data.timing, data.choices, data.notes) == (TIMING, CHOICES, ("an old note",))
+    assert (data.reference_examples, data.reference_reached) == (2048.0, True)
+    for seed, (record,) in enumerate((data.held, data.tuned, data.tuning, data.reference)):
+        assert (record.spec, record.conditions, record.attempts) == (make_spec(seed), CONDITIONS, 1 if seed else 2)
+        assert bits(record.result) == bits(make_result(seed))
+    assert data.profile is None
+    assert store.profiles() == ()
+    done, lost = store.trial_ids(STUDY, "held")
+    assert [(a.how, a.reason) for a in store.attempts(done)] == [("died", "killed by signal 9"), ("finished", "")]
+    assert [a.how for a in store.attempts(lost)] == [None]
+    (before,) = store.other_fingerprints("an old task", "new")
+    assert (before.fingerprint, before.components) == (FINGERPRINT, {"data": "d1", "gradient": "g1"})
+    assert before.trials == 4
+
+
+CHECKS = {1: assert_version_1_is_all_there, 3: assert_version_3_is_all_there}
+each_version = pytest.mark.parametrize(("version", "is_all_there"), CHECKS.items(), ids=lambda value: str(value)[:1])
+
+
+@each_version
+def test_an_old_store_is_upgraded_with_all_it_holds(
+    path: Path, tmp_path: Path, version: int, is_all_there: Callable[[Store], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 2e9)  # by then the old claim and leases have run out
+    shutil.copy(old(version), path)
+    with open_store(path) as store:
+        is_all_there(store)
+    with open_store(path) as store:  # upgraded now
+        is_all_there(store)
+        assert store.claim_machine(Owner.here(), 0.0) == "alone"
+        assert store.lease(store.trial_ids(STUDY, "held")[1], Owner.here(), 60).attempt == 2
+        profile = make_profile(fingerprint=FINGERPRINT)
+        assert store.profile(store.save_profile(profile)) == store.study_data(STUDY).profile == profile
+    open_store(tmp_path / "new.db").close()
+    assert layout(path) == layout(tmp_path / "new.db")
+
+
+@each_version
+def test_an_old_store_can_be_read_without_being_changed(
+    path: Path, version: int, is_all_there: Callable[[Store], None]
+) -> None:
+    shutil.copy(old(version), path)
+    with open_store(path, read_only=True) as store:
+        is_all_there(store)
+        for write in (lambda: store.add_note(STUDY, "new"), lambda: store.save_profile(make_profile())):
+            with pytest.raises(StoreError, match="opened to be read only"):
+                write()
+    assert path.read_bytes() == old(version).read_bytes()
+
+
+@each_version
+def test_an_upgrade_that_breaks_off_leaves_the_old_version(
+    path: Path, version: int, is_all_there: Callable[[Store], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(old(version), path)
+    before = layout(path)
+    broken = path.with_name("upgrade.sql")
+    broken.write_text("CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);\n")
+    with monkeypatch.context() as patch:
+        patch.setitem(opening.UPGRADES, opening.VERSION - 1, broken)  # the last one: those before it are undone too
+        with pytest.raises(StoreError, match="nowhere"):
+            open_store(path)
+    assert layout(path) == before
+    with open_store(path) as store:
+        is_all_there(store)
