@@ -184,10 +184,11 @@ def measure(reference: str, limit_gib: int) -> Case:
 def line(case: Case) -> str:
     """One line of the table."""
     errors = case.errors or [float("nan")]
+    worst = max(case.predictions, key=lambda p: p.error).micro_batch_size if case.predictions else 0
     return (
         f"{case.task:17} {case.limit_gib:3d} GiB {case.found:7,d} {case.processes:5d} {case.seconds:5.0f} s | "
         f"{case.bisected:7,d} {case.bisection_processes:5d} {case.bisection_seconds:5.0f} s | {case.ratio:6.3f} | "
-        f"{statistics.median(errors):7.1%} {max(errors):7.1%} {len(case.errors):3d}   {case.binding}"
+        f"{statistics.median(errors):6.1%} {max(errors):6.1%} at {worst:6,d} {len(case.errors):4d}   {case.binding}"
     )
 
 
@@ -209,7 +210,7 @@ def main() -> None:
     print("  ".join(f"{k}: {v}" for k, v in where.items()))
     print(f"\n{'':26}  profile's search    | plain bisection       |        | error of predicted peak")
     print(f"{'task':17}   limit {'size':>7} {'runs':>5} {'time':>7} | {'size':>7} {'runs':>5} {'time':>7} | ", end="")
-    print(f" ratio | {'median':>7} {'worst':>7}   n   bound by")
+    print(f" ratio | {'median':>6} {'worst':>16} {'n':>4}   bound by")
     cases, wrong = [], []
     for reference in tasks:
         for limit in (arguments.limit,) if arguments.limit else LIMITS:

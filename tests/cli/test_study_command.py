@@ -128,12 +128,6 @@ def test_a_study_with_nothing_measured_yet_can_be_shown(here: Here, study: Study
     assert "unfinished" in here("list", "--store", "new.db").out
 
 
-def test_an_empty_store_lists_nothing(here: Here, tmp_path: Path) -> None:
-    open_store(tmp_path / "batchscope.db").close()
-    assert here("list").out == "no studies yet\n"
-    assert json.loads(here("list", "--json").out) == {"studies": []}
-
-
 def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(study: Study, tmp_path: Path) -> None:
     settings = data_of(study.store).settings
     with open_store(tmp_path / "a.db") as store:

@@ -49,7 +49,10 @@ class PeakMeter(Protocol):
 class ResidentMeter:
     """The CPU's: this process's resident size."""
 
-    measured_as = "peak resident size of the training process (data-loading processes not counted)"
+    measured_as = (
+        "peak resident size of the training process (data-loading processes not counted; glibc keeps freed blocks, and "
+        "no small ones for each thread)"
+    )
 
     def now(self) -> int:
         return _status("VmRSS") or self.peak()

@@ -84,8 +84,8 @@ class Prober:
         if not isinstance(end, Done):
             raise CannotAnswer(f"expected a memory probe to end, got {type(end).__name__}: run it again")
         seen = from_plain(Observed, end.result)
-        peaks = [seen.training_bytes, seen.evaluation_bytes, seen.checkpoint_bytes, watch.highest or None]
-        peak = max((p for p in peaks if p is not None), default=None)
+        peaks = [seen.training_bytes, seen.evaluation_bytes, seen.checkpoint_bytes]
+        peak = max((p for p in peaks if p is not None), default=watch.highest or None)
         outcome, reason = seen.error, seen.reason
         if not outcome and peak is not None and peak > self.limit_bytes:
             outcome, reason = "out_of_memory", f"it needs {_mib(peak)}, above the limit of {_mib(self.limit_bytes)}"
