@@ -34,6 +34,7 @@ check: setup-dev             ## lint, format, types, import direction
 bench: setup-dev             ## comparisons as ratios, with the environment they ran in
 	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/law_coverage.py
 
 prove: setup-dev             ## what is too long for the tests; resumable; results under benchmarks/results/

@@ -38,8 +38,11 @@ WITHOUT_TORCH = (
     "references",
     "analysis.table",
     "store.sqlite",
+    "analysis.profile",
     "report.html",
     "report.terminal",
+    "report.profile_html",
+    "report.profile_terminal",
     "verbs.report",
     "cli.app",
 )

@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import ASKED, SMALL, Here, sentence, task_file
 
-COMMANDS = ("study", "report", "list", "show", "export")
+COMMANDS = ("study", "profile", "report", "list", "show", "export")
 
 
 # --- help ---
@@ -53,6 +53,12 @@ def test_help_needs_no_torch_and_every_command_has_one(here: Here) -> None:
         (["study", "{small}", "--seeds", "0"], ["at least one seed", "0"]),
         (["study", "{small}", "--patience", "0"], ["patience in epochs above 0"]),
         (["study", "{small}", "--budget", "-1"], ["budget in reference runs above 0", "-1"]),
+        (["profile"], ["argument"]),
+        (["profile", "nope"], ["no task named 'nope'"]),
+        (["profile", "{small}", "--memory-limit", "much"], ["number of bytes", "'much'", "--memory-limit 2GiB"]),
+        (["profile", "{small}", "--memory-limit", "0"], ["memory limit in bytes above 0", "0"]),
+        (["profile", "{small}", "--batch-sizes", "16,257"], ["256 training examples", "257"]),
+        (["profile", "{small}", "--seed=-1"], ["expected a seed from 0 up", "-1"]),
     ],
     ids=lambda value: " ".join(value)[:60],
 )

@@ -24,6 +24,7 @@ from made_up_profile import (
 
 from batchscope.records import Conditions, Engine, Measured, Split
 from batchscope.report import profile_words as said
+from batchscope.report import words
 from batchscope.report.profile_facts import engine_of, facts_of, flops_of, methods_of, notes_of
 
 SCALES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -153,8 +154,8 @@ def test_the_own_batch_size_is_split_the_fastest_way() -> None:
 
 
 def test_whose_loop_the_seconds_belong_to() -> None:
-    assert said.loop_of("batchscope") == "Batchscope's own training loop"
-    assert said.loop_of("my\x1b loop") == "the loop named “my\ufffd loop”"
+    assert words.loop_of("batchscope") == "Batchscope's own training loop"
+    assert words.loop_of("my\x1b loop") == "the loop named “my\ufffd loop”"
 
 
 def test_switches_of_the_engine_are_told_in_words() -> None:

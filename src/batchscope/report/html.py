@@ -81,7 +81,8 @@ def list_figures(numbers: Figures, result: StudyResult) -> list[Figure]:
     """The figures in reading order, those without anything to draw left out."""
     sizes = result.settings.batch_sizes
     traces = "One line per trial (seed), coloured by batch size; pick a batch size to follow it through all figures."
-    timed = "Seconds are epochs times the seconds per epoch of the timing pass, measured alone on the machine."
+    loop = words.loop_of(result.timing.loop) if result.timing is not None else words.loop_of()
+    timed = f"Seconds are epochs times the seconds per epoch of {loop}, measured alone on the machine."
     law = (
         f"The line is the fitted law S(B) = S_min (1 + B_crit / B), tuned policy, over the range that was run. {MARKS}"
     )
@@ -100,7 +101,7 @@ def list_figures(numbers: Figures, result: StudyResult) -> list[Figure]:
         compared("Lowest validation loss", MARKS, ("min_validation_loss", "lowest validation loss", "")),
         compared(
             "Seconds per epoch",
-            "Measured alone, sizes interleaved, after warm-up. Pale marks are rounds, bars 95 % intervals.",
+            f"Seconds of {loop}, measured alone after warm-up. Pale marks are rounds, bars 95 % intervals.",
             ("seconds_per_epoch", "seconds per epoch", "seconds"),
         ),
         compared(

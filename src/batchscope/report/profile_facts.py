@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from batchscope.analysis.step_time import scaled
 from batchscope.records import Conditions, Engine, MemoryProfile, ProfileResult
-from batchscope.report.profile_words import answer_sentences, loop_of, size_interval, size_of
-from batchscope.report.words import count, list_of, measured, number, plain, seconds, sentence
+from batchscope.report.profile_words import answer_sentences, size_interval, size_of
+from batchscope.report.words import count, list_of, loop_of, measured, number, plain, seconds, sentence
 
 ENGINE = {
     "channels_last": "channels last",

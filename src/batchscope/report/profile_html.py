@@ -10,6 +10,7 @@ from batchscope.analysis.step_time import scaled
 from batchscope.records import ProfileResult
 from batchscope.report import profile_facts as facts
 from batchscope.report import profile_words as said
+from batchscope.report import words
 from batchscope.report.page import DASH, Figure, render, write_page
 from batchscope.report.profile_charts import axis_panels, phase_panel
 
@@ -61,7 +62,7 @@ def page_of(result: ProfileResult) -> str:
         memory=result.memory,
         conditions=result.conditions,
         found=said.answer_sentences(result, DASH),
-        loop_words=said.loop_of(result.loop),
+        loop_words=words.loop_of(result.loop),
         columns=columns_of(result),
         parts=parts_of(result),
         parted=said.largest_parted(result.memory),
@@ -79,7 +80,7 @@ def list_figures(result: ProfileResult) -> list[Figure]:
     phases = phase_panel(result.rows)
     if phases is not None:
         caption = (
-            f"Parts of a training step in {said.loop_of(result.loop)}, as shares of their sum. The wait for data is "
+            f"Parts of a training step in {words.loop_of(result.loop)}, as shares of their sum. The wait for data is "
             "what a loader that costs nothing would save; the copy to the device is shown as far as computing does "
             "not hide it; compute is forward and backward."
         )
@@ -90,7 +91,7 @@ def list_figures(result: ProfileResult) -> list[Figure]:
 def against_size(result: ProfileResult) -> Figure:
     """Throughput, knee, memory and its ceiling on one axis of micro-batch sizes."""
     speed = (
-        f"Seconds are those of {said.loop_of(result.loop)}, measured alone. Pale marks are timed windows (corrected "
+        f"Seconds are those of {words.loop_of(result.loop)}, measured alone. Pale marks are timed windows (corrected "
         "for drift, if any), bars 95 % intervals, the curve the fitted step time as throughput; the shaded band is the "
         "knee's interval."
     )

@@ -22,12 +22,11 @@ from batchscope.report.profile_words import (
     answer_sentences,
     cell,
     largest_parted,
-    loop_of,
     size_of,
     written_split,
 )
 from batchscope.report.terminal import plain_console, text_table
-from batchscope.report.words import count, number, plain, sentence
+from batchscope.report.words import count, loop_of, number, plain, sentence
 
 MS, PERCENT, MILLI = 1e3, 100.0, 1e3
 

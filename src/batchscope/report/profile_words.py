@@ -19,7 +19,6 @@ from batchscope.records import (
     Split,
     ThroughputRow,
 )
-from batchscope.records.hardware import OWN_LOOP
 from batchscope.report.words import count, list_of, measured, number, plain, seconds, sentence
 
 ABSENT = "–"  # what a cell says of a quantity that was not measured
@@ -63,11 +62,6 @@ def size_interval(m: Measured, dash: str = "-") -> str:
         low, high = (f"{mark} {count(v)}" if v is not None else "" for mark, v in ((">", m.low), ("<", m.high)))
         return f"{count(m.estimate)}{f' [{low or high}]' if low or high else ''}"
     return f"{count(m.estimate)} [{count(m.low)}{dash}{count(m.high)}]"
-
-
-def loop_of(loop: str) -> str:
-    """Whose loop the seconds belong to."""
-    return "Batchscope's own training loop" if loop == OWN_LOOP else f"the loop named “{plain(loop)}”"
 
 
 def runs_of(sizes: Sequence[int], chosen: Sequence[int], dash: str = "-") -> str:

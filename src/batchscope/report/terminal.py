@@ -54,11 +54,12 @@ def print_study(result: StudyResult, console: Console) -> None:
     out = console if console.is_terminal else plain_console(console)
     rows = sorted(result.rows, key=lambda r: (r.policy, r.batch_size))
     goal = words.goal_of(result.goal)
+    loop = words.loop_of(result.timing.loop) if result.timing is not None else words.loop_of()
     out.print(Text(f"{words.plain(result.task)}: what batch size does, goal {goal}", "bold"))
     out.print()
     tables = (
-        (f"To the goal ({goal})", GOAL, ("learning rate", "reached")),
-        ("To the lowest validation loss", CONVERGENCE, ("tuning trials",)),
+        (f"To the goal ({goal}; seconds of {loop})", GOAL, ("learning rate", "reached")),
+        (f"To the lowest validation loss (seconds of {loop})", CONVERGENCE, ("tuning trials",)),
         ("At the lowest validation loss", MINIMUM, ()),
     )
     for title, columns, facts in tables:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from batchscope.records import Goal, LawFit, Measured, Row, StudyResult
+from batchscope.records.hardware import OWN_LOOP
 
 NOTHING = "n/a"  # what a cell says where there is no value and no bound
 
@@ -174,3 +175,8 @@ def sentence(text: str) -> str:
     """`text` as a sentence: first letter upper, full stop at the end, control characters visible."""
     text = plain(text).strip()
     return text if not text else text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def loop_of(loop: str = OWN_LOOP) -> str:
+    """Whose loop the seconds belong to."""
+    return "Batchscope's own training loop" if loop == OWN_LOOP else f"the loop named “{plain(loop)}”"
