@@ -1,6 +1,7 @@
 """One thread for every test, so that bits agree with the workers' and two cores are enough; long files first."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,3 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: two processes that take one file after another then end at about the same time."""
     order = {TESTS / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture
+def one_core() -> Generator[None]:
+    """A test whose commands have one core, hence one worker process: how many train is not what it is about.
+
+    The tests that run beside it, in xdist's other process, take another core.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    yield
+    os.sched_setaffinity(0, cores)

@@ -68,6 +68,7 @@ def interrupted(folder: Path, after: str) -> tuple[Ended, list[int]]:
     return Ended(command.returncode, out, said + err), workers
 
 
+@pytest.mark.usefixtures("one_core")
 def test_ctrl_c_at_any_time_is_a_sentence_leaves_nobody_and_loses_nothing(here: Here, tmp_path: Path) -> None:
     """While torch is imported, trials run, steps are timed: one store through all."""
     for after in (IMPORT, "/4 B=16", "timing"):

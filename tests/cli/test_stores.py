@@ -69,15 +69,6 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.fixture
-def one_core() -> Generator[None]:
-    """The commands of a test start one worker process, not one a core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    yield
-    os.sched_setaffinity(0, before)
-
-
 def mount(*arguments: str) -> int:
     return subprocess.run(["mount", *arguments], capture_output=True).returncode
 

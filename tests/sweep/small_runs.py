@@ -20,6 +20,7 @@ from batchscope.training.fingerprint import fingerprint
 
 SMALL = Path(__file__).parent / "small_task.py"
 STOP = StopRule(12 * 256, 64)
+NEVER = 1e9  # seconds between checkpoints
 
 
 def spec(seed: int = 0, batch_size: int = 16, rate: float = 0.4, stop: StopRule = STOP) -> TrialSpec:
@@ -29,7 +30,7 @@ def spec(seed: int = 0, batch_size: int = 16, rate: float = 0.4, stop: StopRule 
 
 def trial(name: str, batch_size: int = 16) -> Job:
     """A trial of the small task, which saves nothing."""
-    return trial_job(name, spec(batch_size=batch_size), None, 1, "fp32", None, 1e9)
+    return trial_job(name, spec(batch_size=batch_size), None, 1, "fp32", None, NEVER)
 
 
 def workers(function: str, slots: int = 2, fingerprinted: str | None = None) -> LocalExecutor:
@@ -58,11 +59,15 @@ def runner(
 
 
 def run(
-    path: Path, executor: Executor, specs: list[TrialSpec], listen: Callable[..., None] = lambda kind, details: None
+    path: Path,
+    executor: Executor,
+    specs: list[TrialSpec],
+    listen: Callable[..., None] = lambda kind, details: None,
+    **changes: Any,
 ) -> list[Any]:
     """Run trials on an executor into the store at `path`; bits of the records, clock readings and attempts apart."""
     with open_store(path) as store:
-        return [facts(record) for record in runner(store, executor, listen).run({"held": specs})["held"]]
+        return [facts(record) for record in runner(store, executor, listen, **changes).run({"held": specs})["held"]]
 
 
 def wait_until(true, seconds: float = 60.0) -> None:

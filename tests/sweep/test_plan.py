@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from batchscope.analysis.target import crossing
+from batchscope.analysis.target import HOLDS_FOR, crossing
 from batchscope.records import (
     Arm,
     Conditions,
@@ -87,6 +89,7 @@ def test_arms_have_every_batch_size_before_the_next_seed() -> None:
 # --- the search, on made-up trainings ---
 
 
+@functools.cache
 def positions(batch_size: int) -> list[int]:
     """Examples at which a trial is evaluated: the first step boundary at or past each multiple of the cadence."""
     found, seen, next_look = [0], 0, STOP.cadence_examples
@@ -98,13 +101,18 @@ def positions(batch_size: int) -> list[int]:
     return found
 
 
+def newly_crossed(trace: Sequence[Evaluation], goal: Goal) -> bool:
+    """Whether the goal is crossed, as the newest evaluation tells; had an older one told it, the trial had ended."""
+    return crossing(trace[-1 - HOLDS_FOR :], goal) is not None
+
+
 def trained(spec: TrialSpec, curve, diverged: bool = False) -> TrialRecord:
     """A trial whose validation loss is `curve(examples)`, ended by the loop's own rule."""
     trace: list[Evaluation] = []
     for examples in positions(spec.arm.batch_size):
         loss = curve(examples)
         trace.append(Evaluation(examples // spec.arm.batch_size, examples, {"loss": loss}, {"loss": loss}, 0.0, 0.0))
-        ended_by = ending(trace, spec.stop, TRAIN, lambda t, g: crossing(t, g) is not None)
+        ended_by = ending(trace, spec.stop, TRAIN, newly_crossed)
         if ended_by is not None:
             break
     reached = crossing(trace, GOAL) is not None

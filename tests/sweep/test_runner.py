@@ -18,7 +18,7 @@ from batchscope.sweep.jobs import Job, Workbench
 from batchscope.task import load_task
 from batchscope.testing.examples import bits
 
-from .small_runs import SMALL, facts, run, runner, spec
+from .small_runs import NEVER, SMALL, facts, run, runner, spec
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ class Scripted(Executor):
 @pytest.fixture(scope="module")
 def truth(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The small task's records, undisturbed."""
-    return run(tmp_path_factory.mktemp("truth") / "a.db", Scripted(bench), SPECS)
+    return run(tmp_path_factory.mktemp("truth") / "a.db", Scripted(bench), SPECS, checkpoint_seconds=NEVER)
 
 
 SPECS = [spec(seed, b) for seed in (0, 1) for b in (8, 16, 64)]
@@ -75,7 +75,8 @@ def test_records_come_in_the_order_asked_for_and_are_not_run_again(
 ) -> None:
     executor, events = Scripted(bench), []
     with open_store(tmp_path / "a.db") as store:
-        found = runner(store, executor, heard(events)).run({"held": SPECS[:4], "tuned": SPECS[2:]})
+        run_ = runner(store, executor, heard(events), checkpoint_seconds=NEVER)
+        found = run_.run({"held": SPECS[:4], "tuned": SPECS[2:]})
         assert [r.spec for r in found["held"]] == SPECS[:4]
         assert [facts(r) for r in found["held"]] == truth[:4]
         assert [facts(r) for r in found["tuned"]] == truth[2:]
@@ -90,7 +91,7 @@ def test_records_come_in_the_order_asked_for_and_are_not_run_again(
 
 def test_the_longest_trials_start_first(bench: Workbench, tmp_path: Path) -> None:
     executor = Scripted(bench)
-    run(tmp_path / "a.db", executor, SPECS[::-1])
+    run(tmp_path / "a.db", executor, SPECS[::-1], checkpoint_seconds=NEVER)
     assert [job.details["spec"]["arm"]["batch_size"] for job in executor.jobs] == [8, 8, 16, 16, 64, 64]
 
 
@@ -142,8 +143,8 @@ def test_ctrl_c_gives_the_leases_back_and_the_next_run_goes_on(
 
     executor = Scripted(bench)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "a.db", executor, SPECS, listen)
-    assert run(tmp_path / "a.db", executor, SPECS) == truth
+        run(tmp_path / "a.db", executor, SPECS, listen, checkpoint_seconds=NEVER)
+    assert run(tmp_path / "a.db", executor, SPECS, checkpoint_seconds=NEVER) == truth
     assert len(executor.jobs) <= 6 + 2  # what was stored is not run again
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchscope as bs
-from batchscope.records import Conditions
-from batchscope.verbs.ceiling import default_limit, equal_micro_batch
+from batchscope.analysis.memory import conclusion
+from batchscope.records import Conditions, MemoryProbe
+from batchscope.verbs.ceiling import _Search, default_limit, equal_micro_batch
 
 TASK = Path(__file__).parents[1] / "sweep" / "probed_task.py"
 MIB = 1 << 20
@@ -20,14 +22,52 @@ MIB = 1 << 20
 def test_what_fits_under_a_limit_was_run() -> None:
     """The hungry task needs about 1 MiB an example, and some 330 MiB for the process."""
     found = bs.largest_micro_batch(f"{TASK}:hungry", batch_size=1000, memory_limit=900 * MIB)
-    run = {probe.micro_batch_size: probe for probe in found.memory.probes}
+    run = {probe.micro_batch_size: probe for probe in found.memory.probes}  # of a repeat, the later one
     largest = run[found.largest_micro_batch_size]
     assert largest.fits
     assert 0.7 * 900 * MIB < (largest.peak_bytes or 0) <= 900 * MIB == found.limit_bytes
     assert found.micro_batch_size <= found.largest_micro_batch_size
     assert found.accumulation == math.ceil(1000 / found.micro_batch_size)
     assert 0 < found.peak_bytes <= 900 * MIB
-    assert len(run) <= 6
+    assert len(found.memory.probes) <= 6
+
+
+class Made:
+    """A prober of made-up peaks: `peak(size, how often it was run before)`."""
+
+    conditions = Conditions()
+
+    def __init__(self, peak: Callable[[int, int], int], limit: int) -> None:
+        self.peak, self.limit, self.runs = peak, limit, []
+
+    def probe(self, size: int) -> MemoryProbe:
+        peak = self.peak(size, self.runs.count(size))
+        self.runs.append(size)
+        outcome = "fits" if peak <= self.limit else "out_of_memory"
+        return MemoryProbe(size, outcome, "", peak, peak, peak, peak, None, 100.0, 3)
+
+
+def test_a_size_that_fits_by_luck_is_found_out() -> None:
+    """100 bytes an example under 100,000; from 900 on, the first run of a size is 12 % below what it needs."""
+    made = Made(lambda b, before: int(100 * b * (0.88 if b > 900 and not before else 1.0)), 100_000)
+    search = _Search(made, 100_000, 64, 10**6, lambda *_: None)
+    search.run()
+    found, *_ = conclusion(search.probes, 100_000, 64, 10**6)
+    assert len(made.runs) == len(search.every) <= 6
+    repeated = [size for size in made.runs if made.runs.count(size) == 2]
+    assert repeated, "a size near the limit is run twice"
+    assert found is None or found <= 1000 or (made.runs.count(found) == 1 and len(made.runs) == 6)
+
+
+def test_a_size_that_fits_twice_is_the_answer_and_its_higher_peak_counts() -> None:
+    made = Made(lambda b, before: 100 * b + before, 100_000)
+    search = _Search(made, 100_000, 64, 10**6, lambda *_: None)
+    search.run()
+    found, *_ = conclusion(search.probes, 100_000, 64, 10**6)
+    assert found is not None
+    assert 950 <= found <= 1000
+    assert made.runs.count(found) == 2
+    assert next(p for p in search.probes if p.micro_batch_size == found).peak_bytes == 100 * found + 1
 
 
 def test_what_does_not_fit_at_all_is_an_error_with_the_reason() -> None:

@@ -20,13 +20,14 @@ from .conftest import SMALL, Ask
 from .studies import ROLES, Heard, hearing, kinds
 
 COMMANDS = """
-import json, multiprocessing, sys
+import json, multiprocessing, os, sys
 from pathlib import Path
 import batchscope as bs
 from batchscope.analysis.table import to_json
 from batchscope.sweep.jobs import warm_up
 
-def command(task, store, seed, answer):
+def command(task, store, seed, answer, core):
+    os.sched_setaffinity(0, {core})  # one worker each
     started = []
     result = bs.study(task, batch_sizes=(16, 64), policy="held", seeds=2, seed=int(seed), store=store, draw=False,
                       listen=lambda kind, details: started.append(details["trial"]) if kind == "started" else None)
@@ -35,7 +36,9 @@ def command(task, store, seed, answer):
 warm_up()
 task, store, *seeds = sys.argv[1:]
 fork = multiprocessing.get_context("fork")  # what all import is imported once, and none has a head start
-commands = [fork.Process(target=command, args=(task, store, s, f"{store}.{n}")) for n, s in enumerate(seeds)]
+cores = sorted(os.sched_getaffinity(0))
+asked = [(task, store, seed, f"{store}.{n}", cores[n % len(cores)]) for n, seed in enumerate(seeds)]
+commands = [fork.Process(target=command, args=each) for each in asked]
 for begin in commands:
     begin.start()
 for end in commands:
