@@ -224,9 +224,9 @@ def main() -> None:
             cases.append(measure(reference, limit))
             print(line(cases[-1]), flush=True)
             wrong += [f"{cases[-1].task} at {limit} GiB: {text}" for text in cases[-1].missed()]
-    if arguments.save:
-        rows = [dataclasses.asdict(c) | {"ratio": c.ratio, "errors": c.errors} for c in cases]
-        print(save("memory", {"environment": where, "cases": rows}))
+            if arguments.save:
+                rows = [dataclasses.asdict(c) | {"ratio": c.ratio, "errors": c.errors} for c in cases]
+                save("memory", {"environment": where, "cases": rows})
     for text in wrong:
         print(f"MISSED  {text}")
     sys.exit(1 if wrong and arguments.check else 0)
