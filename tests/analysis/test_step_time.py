@@ -178,6 +178,7 @@ def test_data_binds_only_where_its_interval_lies_above_a_fifth() -> None:
     assert bound_by(step, Measured(3.0, 2.9, 3.1, 9), compute, optimizer) == "compute"
     assert bound_by(step, Measured(4.0, None, None, 1), compute, optimizer) == "data"
     assert bound_by(step, None, compute, optimizer) == ""
+    assert bound_by(step, Measured(6.0, 0.0, 12.0, 9), compute, optimizer) == "data"  # more than half, in bursts
 
 
 def test_flops_energy_and_bytes() -> None:

@@ -126,14 +126,16 @@ def _row(
 def bound_by(seconds: Measured, wait: Measured | None, compute: Measured | None, optimizer: Measured | None) -> str:
     """What binds a step: "data", "compute" or "optimizer"; "" where phases were not all timed.
 
-    "data" where the wait is the largest share and its interval lies above DATA_SHARE of the step (without an interval:
-    its estimate); else the larger of the other two.
+    "data" where the wait is the largest share, and its interval lies above DATA_SHARE of the step (without an interval:
+    its estimate) or its estimate is more than half of the step: bursts of a loader make the interval wide, and calling
+    such a step bound by compute would be wrong more surely. Else the larger of the other two.
     """
     if wait is None or compute is None or optimizer is None:
         return ""
     shares = {"data": wait.estimate or 0.0, "compute": compute.estimate or 0.0, "optimizer": optimizer.estimate or 0.0}
     surely = wait.low if wait.low is not None else shares["data"]
-    if shares["data"] >= max(shares.values()) and surely > DATA_SHARE * (seconds.estimate or 0.0):
+    step = seconds.estimate or 0.0
+    if shares["data"] >= max(shares.values()) and (surely > DATA_SHARE * step or shares["data"] > step / 2):
         return "data"
     return "compute" if shares["compute"] >= shares["optimizer"] else "optimizer"
 
