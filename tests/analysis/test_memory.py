@@ -375,3 +375,12 @@ def test_sizes_that_fit_with_retries_make_longer_strides() -> None:
     largest = conclusion(probes, limit, 16, 10**5)[0]
     assert largest is not None
     assert largest >= 0.95 * 900
+
+
+def test_an_evaluation_is_the_peak_of_small_sizes() -> None:
+    """Evaluation needs 200 MB at any size; training 50 MB + 1 MB an example: below 150 examples the peak is 200 MB."""
+    made = [
+        MemoryProbe(b, "fits", "", max(t, 200) * MB, t * MB, max(t, 200) * MB, max(t, 200) * MB, None, None, 3)
+        for b, t in ((10, 60), (400, 450))
+    ]
+    assert [predicted_bytes(made, b) for b in (10, 86, 150, 300, 400)] == [200 * MB] * 3 + [350 * MB, 450 * MB]

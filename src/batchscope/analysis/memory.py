@@ -90,29 +90,35 @@ def _coefficient(estimate: float, error: float, df: int) -> Measured:
 
 
 def predicted_bytes(probes: Sequence[MemoryProbe], micro_batch_size: int) -> int | None:
-    """Peak bytes at any micro-batch size: linear between neighbouring measured peaks, the fitted slope beyond them.
+    """Peak bytes at any micro-batch size: linear between neighbouring peaks of training, the fitted slope beyond them.
+
+    An evaluation needs what it needs at any micro-batch size, and is the peak of small ones: a larger size than the
+    smallest probed is predicted no lower peak than that one had.
 
     None beyond FARTHEST times the largest size with a peak; and, where only one size has one, at every other size.
     """
     points = sorted(_points(probes).items())
     if not points or micro_batch_size > FARTHEST * points[-1][0]:
         return None
-    sizes, peaks = np.array(points, float).T
+    sizes, peaks = np.array(sorted(_points(probes, training=True).items()), float).T
     nearest = min(max(float(micro_batch_size), sizes[0]), sizes[-1])
+    least = points[0][1] if micro_batch_size >= points[0][0] else 0.0
     peak, fit = float(np.interp(nearest, sizes, peaks)), fit_memory(probes)
     if nearest == micro_batch_size:
-        return round(peak)
+        return round(max(peak, least))
     if fit is None or fit.bytes_per_example.estimate is None:
         return None
-    return round(peak + max(0.0, fit.bytes_per_example.estimate) * (micro_batch_size - nearest))
+    start = points[0][1] if micro_batch_size < points[0][0] else peak
+    return round(start + max(0.0, fit.bytes_per_example.estimate) * (micro_batch_size - nearest))
 
 
-def _points(probes: Sequence[MemoryProbe]) -> dict[int, float]:
-    """Micro-batch size -> measured peak (mean of repeats)."""
+def _points(probes: Sequence[MemoryProbe], training: bool = False) -> dict[int, float]:
+    """Micro-batch size -> measured peak, or that of the training steps alone (mean of repeats)."""
     found: dict[int, list[int]] = {}
     for p in probes:
         if p.peak_bytes is not None and ran_to_end(p):
-            found.setdefault(p.micro_batch_size, []).append(p.peak_bytes)
+            peak = p.training_bytes if training and p.training_bytes is not None else p.peak_bytes
+            found.setdefault(p.micro_batch_size, []).append(peak)
     return {b: float(np.mean(peaks)) for b, peaks in found.items()}
 
 
