@@ -7,6 +7,7 @@ other part of Batchscope, so a store can be opened and a report drawn on a lapto
     values.py      Measured and Goal; records to plain data and back
     trials.py      conditions, arms, stop rules, trials
     hardware.py    seconds and bytes against batch size
+    noise.py       squared gradient norms, and the gradient noise scale
     studies.py     a study's settings, data and answer
 
 Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
@@ -29,6 +30,20 @@ from batchscope.records.hardware import (
     StepTiming,
     ThroughputRow,
     TimingPass,
+)
+from batchscope.records.noise import (
+    NOISE_METRICS,
+    NOISE_OUTCOMES,
+    NOISE_SOURCES,
+    Deviations,
+    GradientNorms,
+    NoiseAgainstSweep,
+    NoisePoint,
+    NoiseResult,
+    NoiseRun,
+    NoiseScale,
+    Principle,
+    PrinciplePoint,
 )
 from batchscope.records.studies import (
     Claim,
@@ -60,16 +75,21 @@ from batchscope.records.values import Goal, Measured, finite, from_plain, json_s
 __all__ = [
     "ENDINGS",
     "MEMORY_OUTCOMES",
+    "NOISE_METRICS",
+    "NOISE_OUTCOMES",
+    "NOISE_SOURCES",
     "OUTCOMES",
     "POLICIES",
     "Arm",
     "Claim",
     "Conditions",
+    "Deviations",
     "Effect",
     "Engine",
     "Evaluation",
     "FlopCount",
     "Goal",
+    "GradientNorms",
     "LawFit",
     "Measured",
     "MemoryFit",
@@ -77,6 +97,13 @@ __all__ = [
     "MemoryProbe",
     "MemoryProfile",
     "MicroBatch",
+    "NoiseAgainstSweep",
+    "NoisePoint",
+    "NoiseResult",
+    "NoiseRun",
+    "NoiseScale",
+    "Principle",
+    "PrinciplePoint",
     "ProfileData",
     "ProfileResult",
     "Row",
