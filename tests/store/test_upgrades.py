@@ -1,7 +1,7 @@
 """Do store files of older layouts open with all they hold, read-only and for writing?
 
 The files in assets/ were written by the versions in their names and are never made anew. Version 1 was the first; 2
-added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles.
+added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from batchscope.errors import StoreError
 from batchscope.records import Engine
 from batchscope.store import Owner, Store, open_store
 from batchscope.store import connection as opening
-from batchscope.testing.example_profiles import make_profile
+from batchscope.testing.example_noise import make_noise_run
+from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.examples import CHOICES, CONDITIONS, TIMING, bits, make_result, make_settings, make_spec
 
 ASSETS = Path(__file__).parent / "assets"
-STUDY = "d60d3d9f5c14"
+STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14", 4: "e7fff750ad85"}  # from 4 on conditions have an engine
 FINGERPRINT = "0123456789abcdef"
 
 
@@ -46,7 +47,7 @@ def layout(path: Path) -> set[tuple[str, str]]:
 def assert_version_1_is_all_there(store: Store) -> None:
     """What the frozen file of version 1 holds, written out."""
     (summary,) = store.studies()
-    assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (STUDY, "an old task", 2, 1)
+    assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (STUDIES[1], "an old task", 2, 1)
     data = store.study_data(summary.id)
     assert data.settings == make_settings(task="an old task", fingerprint=FINGERPRINT)
     assert (data.timing, data.choices, data.notes) == (TIMING, CHOICES, ("an old note",))
@@ -64,20 +65,34 @@ def assert_version_1_is_all_there(store: Store) -> None:
 
 def assert_version_3_is_all_there(store: Store) -> None:
     """What the frozen file of version 3 holds, written out. Its conditions were stored without an engine."""
+    assert_a_finished_study_is_all_there(store, STUDIES[3])
+    assert store.study(STUDIES[3]).conditions.engine == Engine()
+    assert store.profiles() == ()
+
+
+def assert_version_4_is_all_there(store: Store) -> None:
+    """What the frozen file of version 4 holds: the same study, and two profiles, which keep their ids."""
+    assert_a_finished_study_is_all_there(store, STUDIES[4])
+    newer = make_profile(fingerprint=FINGERPRINT)
+    older = make_profile(fingerprint=FINGERPRINT, task="an old task", timing=None, measured_at=at(5))
+    assert store.profiles() == (("c50dc55702e8", newer), ("5c58f2814848", older))
+    assert store.study_data(STUDIES[4]).profile == newer
+
+
+def assert_a_finished_study_is_all_there(store: Store, study: str) -> None:
+    """What the files of versions 3 and 4 share: one trial finished in each role, one more lost."""
     (summary,) = store.studies()
-    assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (STUDY, "an old task", 5, 4)
+    assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (study, "an old task", 5, 4)
     assert summary.finished_at is not None
-    data = store.study_data(STUDY)
+    assert store.newest_tuned_study(FINGERPRINT) == study
+    data = store.study_data(study)
     assert data.settings == make_settings(task="an old task", fingerprint=FINGERPRINT)
-    assert data.settings.conditions.engine == Engine()
     assert (data.timing, data.choices, data.notes) == (TIMING, CHOICES, ("an old note",))
     assert (data.reference_examples, data.reference_reached) == (2048.0, True)
     for seed, (record,) in enumerate((data.held, data.tuned, data.tuning, data.reference)):
         assert (record.spec, record.conditions, record.attempts) == (make_spec(seed), CONDITIONS, 1 if seed else 2)
         assert bits(record.result) == bits(make_result(seed))
-    assert data.profile is None
-    assert store.profiles() == ()
-    done, lost = store.trial_ids(STUDY, "held")
+    done, lost = store.trial_ids(study, "held")
     assert [(a.how, a.reason) for a in store.attempts(done)] == [("died", "killed by signal 9"), ("finished", "")]
     assert [a.how for a in store.attempts(lost)] == [None]
     (before,) = store.other_fingerprints("an old task", "new")
@@ -85,7 +100,7 @@ def assert_version_3_is_all_there(store: Store) -> None:
     assert before.trials == 4
 
 
-CHECKS = {1: assert_version_1_is_all_there, 3: assert_version_3_is_all_there}
+CHECKS = {1: assert_version_1_is_all_there, 3: assert_version_3_is_all_there, 4: assert_version_4_is_all_there}
 each_version = pytest.mark.parametrize(("version", "is_all_there"), CHECKS.items(), ids=lambda value: str(value)[:1])
 
 
@@ -100,9 +115,12 @@ def test_an_old_store_is_upgraded_with_all_it_holds(
     with open_store(path) as store:  # upgraded now
         is_all_there(store)
         assert store.claim_machine(Owner.here(), 0.0) == "alone"
-        assert store.lease(store.trial_ids(STUDY, "held")[1], Owner.here(), 60).attempt == 2
-        profile = make_profile(fingerprint=FINGERPRINT)
-        assert store.profile(store.save_profile(profile)) == store.study_data(STUDY).profile == profile
+        study = STUDIES[version]
+        assert store.lease(store.trial_ids(study, "held")[1], Owner.here(), 60).attempt == 2
+        profile, run = make_profile(fingerprint=FINGERPRINT, measured_at=at(13)), make_noise_run()
+        assert store.profile(store.save_profile(profile)) == store.study_data(study).profile == profile
+        assert store.noise_runs() == ()
+        assert ((store.save_noise_run(run), run),) == store.noise_runs()
     open_store(tmp_path / "new.db").close()
     assert layout(path) == layout(tmp_path / "new.db")
 
@@ -114,7 +132,12 @@ def test_an_old_store_can_be_read_without_being_changed(
     shutil.copy(old(version), path)
     with open_store(path, read_only=True) as store:
         is_all_there(store)
-        for write in (lambda: store.add_note(STUDY, "new"), lambda: store.save_profile(make_profile())):
+        assert store.noise_runs() == ()
+        for write in (
+            lambda: store.add_note(STUDIES[version], "new"),
+            lambda: store.save_profile(make_profile()),
+            lambda: store.save_noise_run(make_noise_run()),
+        ):
             with pytest.raises(StoreError, match="opened to be read only"):
                 write()
     assert path.read_bytes() == old(version).read_bytes()

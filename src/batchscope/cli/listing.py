@@ -1,16 +1,20 @@
-"""`batchscope list`, `show` and `export`: what the store holds, studies and profiles alike."""
+"""`batchscope list`, `show` and `export`: what the store holds, studies, profiles and noise runs alike."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from batchscope.cli import options
-from batchscope.records import ProfileData, StudyData, json_safe, to_plain
+from batchscope.records import Conditions, GradientNorms, NoiseRun, ProfileData, StudyData, json_safe, to_plain
+
+if TYPE_CHECKING:
+    from batchscope.store import NoiseSummary
 
 EVALUATION_COLUMNS = (
     "role",
@@ -26,30 +30,38 @@ EVALUATION_COLUMNS = (
     "value",
 )
 WINDOW_COLUMNS = ("kind", "batch_size", "micro_batch_size", "phase", "round", "seconds")
-Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a study or a profile, or the beginning of one.")]
+MEASUREMENT_COLUMNS = tuple(f.name for f in dataclasses.fields(GradientNorms))
+NOISE_ENDINGS = {"not_reached": "goal not crossed", "diverged": "diverged", "failed": "failed"}
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The id of a study, a profile or a noise run, or the beginning of one.")
+]
 
 
 def list_studies(
     store: options.Store = "batchscope.db", as_json: options.Json = False, debug: options.Debug = False
 ) -> None:
-    """The studies and the profiles of a store, oldest first."""
-    import dataclasses
-
+    """The studies, the profiles and the noise runs of a store, each oldest first."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
-        studies, profiles = opened.studies(), opened.profiles()[::-1]
+        studies, profiles, noise_runs = opened.studies(), opened.profiles()[::-1], opened.noise_summaries()
     if as_json:
-        summaries = [_summary(profile_id, profile) for profile_id, profile in profiles]
-        options.print_json({"studies": [dataclasses.asdict(s) for s in studies], "profiles": summaries})
+        listed = {
+            "studies": [dataclasses.asdict(s) for s in studies],
+            "profiles": [_profile_facts(profile_id, profile) for profile_id, profile in profiles],
+            "noise_runs": [_noise_facts(summary) for summary in noise_runs],
+        }
+        options.print_json(json_safe(listed))
         return
     for s in studies:
         state = "finished" if s.finished_at else "unfinished"
         print(f"{s.id[:12]}  {s.task}  {s.finished_trials} of {s.trials} trials  {state}  {s.created_at}")
     for profile_id, profile in profiles:
-        print(f"{profile_id}  {profile.task}  {_in_words(profile)}  {profile.measured_at}")
-    if not studies and not profiles:
-        print("no studies and no profiles yet")
+        print(f"{profile_id}  {profile.task}  {_profile_in_words(profile)}  {profile.measured_at}")
+    for summary in noise_runs:
+        print(f"{summary.id}  {summary.run.task}  {_noise_in_words(summary)}  {summary.run.measured_at[:19]}")
+    if not (studies or profiles or noise_runs):
+        print("no studies, profiles or noise runs yet")
 
 
 def show(
@@ -58,21 +70,24 @@ def show(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """A stored study's or profile's answer, without running anything."""
+    """The answer of a stored study, profile or noise run, without running anything."""
     data = _stored(store, stored)
     if isinstance(data, ProfileData):
         _show_profile(data, as_json)
+    elif isinstance(data, NoiseRun):
+        _show_noise(store, data, as_json)
     else:
         _show_study(data, as_json)
 
 
-def _stored(store: str, beginning: str) -> StudyData | ProfileData:
-    """All that was measured for the study or profile whose id begins like this."""
+def _stored(store: str, beginning: str) -> StudyData | ProfileData | NoiseRun:
+    """All that was measured for the study, profile or noise run whose id begins like this."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
         kind, full_id = opened.resolve_any(beginning)
-        return opened.study_data(full_id) if kind == "study" else opened.profile(full_id)
+        read = {"study": opened.study_data, "profile": opened.profile, "noise run": opened.noise_run}
+        return read[kind](full_id)
 
 
 def _show_study(data: StudyData, as_json: bool) -> None:
@@ -101,13 +116,30 @@ def _show_profile(data: ProfileData, as_json: bool) -> None:
         print_profile(result, Console())
 
 
+def _show_noise(store: str, run: NoiseRun, as_json: bool) -> None:
+    from rich.console import Console
+
+    from batchscope.analysis.noise import noise_to_json
+    from batchscope.report.noise_terminal import print_noise
+    from batchscope.store.sqlite import open_store
+    from batchscope.verbs.report import noise_answer
+
+    with open_store(store, read_only=True) as opened:
+        result = noise_answer(opened, run)
+    if as_json:
+        options.print_json(noise_to_json(result))
+    else:
+        print_noise(result, Console())
+
+
 def export(
     stored: Id,
     store: options.Store = "batchscope.db",
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Every evaluation of a study, or every timing window of a profile: as CSV, or with --json all as records."""
+    """Every evaluation of a study, timing window of a profile or measured step of a noise run: as CSV, or with --json
+    all as records."""
     data = _stored(store, stored)
     if as_json:
         options.print_json(json_safe(to_plain(data)))
@@ -116,6 +148,9 @@ def export(
     if isinstance(data, ProfileData):
         lines.writerow(WINDOW_COLUMNS)
         lines.writerows(_windows(data))
+    elif isinstance(data, NoiseRun):
+        lines.writerow(MEASUREMENT_COLUMNS)
+        lines.writerows([getattr(one, name) for name in MEASUREMENT_COLUMNS] for one in data.measurements)
     else:
         lines.writerow(EVALUATION_COLUMNS)
         lines.writerows(_evaluations(data))
@@ -154,7 +189,7 @@ def _rounds(head: tuple[object, ...], phases: dict[str, tuple[float, ...]]) -> I
         yield from ((*head, phase, number, one) for number, one in enumerate(seconds))
 
 
-def _summary(profile_id: str, profile: ProfileData) -> dict[str, Any]:
+def _profile_facts(profile_id: str, profile: ProfileData) -> dict[str, Any]:
     """One profile of `list --json`."""
     memory = profile.memory
     return {
@@ -162,17 +197,14 @@ def _summary(profile_id: str, profile: ProfileData) -> dict[str, Any]:
         "task": profile.task,
         "fingerprint": profile.fingerprint,
         "measured_at": profile.measured_at,
-        "device": profile.conditions.device,
-        "device_name": profile.conditions.device_name,
-        "precision": profile.conditions.precision,
-        "threads": profile.conditions.threads,
+        **_where(profile.conditions),
         "batch_sizes": _timed(profile),
         "largest_micro_batch_size": memory.largest_micro_batch_size if memory else None,
         "limit_bytes": memory.limit_bytes if memory else None,
     }
 
 
-def _in_words(profile: ProfileData) -> str:
+def _profile_in_words(profile: ProfileData) -> str:
     """One profile of `list`."""
     timed = _timed(profile)
     words = f"profile of batch sizes {', '.join(map(str, timed))}" if timed else "profile without timings"
@@ -184,3 +216,44 @@ def _in_words(profile: ProfileData) -> str:
 
 def _timed(profile: ProfileData) -> list[int]:
     return [timing.batch_size for timing in profile.timing.timings] if profile.timing else []
+
+
+def _noise_facts(summary: NoiseSummary) -> dict[str, Any]:
+    """One noise run of `list --json`."""
+    run = summary.run
+    return {
+        "id": summary.id,
+        "task": run.task,
+        "fingerprint": run.fingerprint,
+        "measured_at": run.measured_at,
+        **_where(run.conditions),
+        "batch_size": run.batch_size,
+        "learning_rate": run.learning_rate,
+        "source": run.source,
+        "every": run.every,
+        "measurements": summary.measurements,
+        "outcome": run.outcome,
+        "crossed_at": run.crossed_at,
+    }
+
+
+def _noise_in_words(summary: NoiseSummary) -> str:
+    """One noise run of `list`: how many steps were measured, and whether the run crossed its goal."""
+    run, steps = summary.run, f"{summary.measurements:,} step{'' if summary.measurements == 1 else 's'}"
+    if run.crossed_at is not None:
+        ending = f"goal crossed at {run.crossed_at:,.0f} examples"
+    elif run.goal is None and run.outcome == "not_reached":
+        ending = "no goal"
+    else:
+        ending = NOISE_ENDINGS.get(run.outcome, run.outcome)
+    return f"noise measured at {steps}; {ending}"
+
+
+def _where(conditions: Conditions) -> dict[str, Any]:
+    """The conditions that tell one line of `list --json` from another."""
+    return {
+        "device": conditions.device,
+        "device_name": conditions.device_name,
+        "precision": conditions.precision,
+        "threads": conditions.threads,
+    }

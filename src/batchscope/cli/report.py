@@ -11,7 +11,9 @@ from batchscope.cli import options
 
 
 def command(
-    study: Annotated[str, typer.Argument(help="Id of a study or profile, or its beginning (see: batchscope list).")],
+    study: Annotated[
+        str, typer.Argument(help="Id of a study, profile or noise run, or its beginning (see: batchscope list).")
+    ],
     store: options.Store = "batchscope.db",
     report: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to write it [default: beside the store].")
@@ -19,7 +21,7 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a study's HTML page again; needs no torch and runs nothing."""
+    """Draw the HTML page of a study, profile or noise run again; needs no torch and runs nothing."""
     from batchscope.verbs.report import write_report
 
     path = write_report(study, store=store, path=Path(report) if report else None)

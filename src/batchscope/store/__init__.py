@@ -3,8 +3,18 @@
 base.py is the contract, sqlite.py the store that comes with Batchscope, schema.sql its tables.
 """
 
-from batchscope.store.base import Attempt, Lease, SeenTask, Store, StudySummary
+from batchscope.store.base import Attempt, Lease, NoiseSummary, SeenTask, Store, StudySummary
 from batchscope.store.owner import Owner
 from batchscope.store.sqlite import SqliteStore, open_store
 
-__all__ = ["Attempt", "Lease", "Owner", "SeenTask", "SqliteStore", "Store", "StudySummary", "open_store"]
+__all__ = [
+    "Attempt",
+    "Lease",
+    "NoiseSummary",
+    "Owner",
+    "SeenTask",
+    "SqliteStore",
+    "Store",
+    "StudySummary",
+    "open_store",
+]

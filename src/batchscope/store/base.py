@@ -1,15 +1,16 @@
 """What does a store keep, who may write it, and what may a caller rely on?
 
 A store keeps *studies* (settings, timing, choices, notes), the *trials* that belong to them, every *attempt* at a
-trial, *profiles* (seconds and bytes against batch size), and the *tasks* it has seen. Anything that passes
-`batchscope.testing.store_contract.StoreContract` is a store.
+trial, *profiles* (seconds and bytes against batch size), *noise runs* (gradient norms along a run), and the *tasks* it
+has seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store.
 
 Ownership and concurrency:
 
 - Records go in and come out frozen; floats come back with the same bits, nan and inf included.
 - A trial is identified by (task fingerprint, conditions, specification). It is stored once and linked to as many
   studies as ask for it; a finished trial is never changed.
-- A profile is never changed and never replaced: each measurement is kept, `study_data` takes the newest that applies.
+- A profile or a noise run is never changed and never replaced: each measurement is kept. `study_data` takes the newest
+  profile that applies.
 - Several processes may use one store at once. A trial is run by the one that holds its *lease*: `lease` is atomic,
   `renew` is the heartbeat, `finish` and `release` end it. A lease whose process has died on this host, or whose time
   has run out, may be taken at once. A runner must renew well within the lease: a third of its seconds is a good beat.
@@ -37,6 +38,7 @@ from typing import Self
 
 from batchscope.records import (
     Conditions,
+    NoiseRun,
     ProfileData,
     StudyData,
     StudySettings,
@@ -63,6 +65,15 @@ class StudySummary:
     finished_at: str | None
     trials: int
     finished_trials: int
+
+
+@dataclass(frozen=True)
+class NoiseSummary:
+    """A noise run without reading the thousands of lines that it may have: for `batchscope list`."""
+
+    id: str
+    measurements: int
+    run: NoiseRun  # its measurements, trace, deviations, layers and proxies left out
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,8 @@ class Attempt:
 
 
 class Store(ABC):
-    """The contract. A `study_id` or `profile_id` may be any unambiguous beginning of one; an unknown one raises
-    `StoreError`."""
+    """The contract. A `study_id`, `profile_id` or `noise_id` may be any unambiguous beginning of one; an unknown
+    one raises `StoreError`."""
 
     # --- tasks seen ---
 
@@ -129,6 +140,13 @@ class Store(ABC):
     @abstractmethod
     def studies(self) -> tuple[StudySummary, ...]:
         """All studies, oldest first."""
+
+    @abstractmethod
+    def newest_tuned_study(self, fingerprint: str) -> str | None:
+        """The id of the study of this task fingerprint that was finished last and has the policy "tuned", or None.
+
+        Under whatever conditions: steps are a fact of the task, not of the machine.
+        """
 
     @abstractmethod
     def finish_study(self, study_id: str) -> None:
@@ -194,9 +212,40 @@ class Store(ABC):
     def resolve_profile(self, profile_id: str) -> str:
         """The full id that begins like this. Raises `StoreError` where none or several do."""
 
+    # --- noise runs ---
+
+    @abstractmethod
+    def save_noise_run(self, run: NoiseRun) -> str:
+        """Store what one `noise` measured and return its id.
+
+        The id is 12 hex digits, a digest of task fingerprint, conditions, what was run (batch size, learning rate,
+        seed, budget, source, every) and `measured_at`. So each measurement is kept, and the same one handed in twice
+        is one. Raises `ValueError` where `measured_at` is no time, `StoreError` where another noise run has that id.
+        """
+
+    @abstractmethod
+    def noise_runs(self, fingerprint: str | None = None) -> tuple[tuple[str, NoiseRun], ...]:
+        """(id, noise run) of all noise runs, or of those of one task fingerprint, in the order of `profiles`."""
+
+    @abstractmethod
+    def noise_summaries(self) -> tuple[NoiseSummary, ...]:
+        """All noise runs in short, oldest first: the order of `noise_runs` reversed."""
+
+    @abstractmethod
+    def noise_run(self, noise_id: str) -> NoiseRun:
+        """A noise run."""
+
+    @abstractmethod
+    def resolve_noise_run(self, noise_id: str) -> str:
+        """The full id that begins like this. Raises `StoreError` where none or several do."""
+
+    # --- anything with an id ---
+
     @abstractmethod
     def resolve_any(self, beginning: str) -> tuple[str, str]:
-        """("study" or "profile", full id) of the one thing whose id begins like this: for commands that take either.
+        """(kind, full id) of the one thing whose id begins like this: for commands that take any of them.
+
+        The kind is "study", "profile" or "noise run".
 
         Raises `StoreError` where none or several do, of whichever kind; the sentence names them.
         """

@@ -1,4 +1,4 @@
--- What is in a store file? Version 4 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 5 of the layout; `connection.py` upgrades older files to it.
 --
 -- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
@@ -35,6 +35,16 @@ CREATE TABLE profiles (
     conditions  TEXT NOT NULL,            -- JSON: records.Conditions
     measured_at TEXT NOT NULL,
     profile     TEXT NOT NULL             -- JSON: records.ProfileData
+);
+
+-- Squared gradient norms along a run, and the deviations of its checkpoints: every measurement is kept.
+CREATE TABLE noise_runs (
+    id          TEXT PRIMARY KEY,         -- 12 hex digits of the SHA-256 of what tells it from others (base.py)
+    task        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    conditions  TEXT NOT NULL,            -- JSON: records.Conditions
+    measured_at TEXT NOT NULL,
+    noise_run   TEXT NOT NULL             -- JSON: records.NoiseRun
 );
 
 CREATE TABLE notes (

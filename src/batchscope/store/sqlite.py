@@ -1,8 +1,8 @@
 """How do trials, their leases and their curves live in one SQLite file? The contract is in `base.py`.
 
 Read `lease` and `finish` first: they carry the concurrency. The file's transactions and the tables of studies are in
-`sqlite_studies.py`, profiles in `sqlite_profiles.py`, opening and the translation of errors in `connection.py`, the
-tables themselves in `schema.sql`.
+`sqlite_studies.py`, profiles and noise runs in `sqlite_documents.py`, opening and the translation of errors in
+`connection.py`, the tables themselves in `schema.sql`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from batchscope.records import (
 from batchscope.store import exact
 from batchscope.store.base import ROLES, UNFINISHED_WAYS, Attempt, Lease
 from batchscope.store.owner import Owner
-from batchscope.store.sqlite_profiles import ProfileTables
+from batchscope.store.sqlite_documents import DocumentTables
 from batchscope.store.sqlite_studies import digest, now
 
 _RECORD_COLUMNS = "t.id, t.spec, t.result, t.conditions, t.attempts"
@@ -43,7 +43,7 @@ def open_store(path: str | os.PathLike[str], *, read_only: bool = False) -> Sqli
     return SqliteStore(path, read_only=read_only)
 
 
-class SqliteStore(ProfileTables):
+class SqliteStore(DocumentTables):
     """The store in one SQLite file."""
 
     # --- trials ---

@@ -1,8 +1,8 @@
 """How do tasks and studies live in the tables `tasks`, `studies` and `notes`? The contract is in `base.py`.
 
 Every public method is one transaction, opened by `_read` or `_write`; BEGIN IMMEDIATE takes the file's one write lock
-before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_profiles.py` adds the profiles,
-`sqlite.py` the trials.
+before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_documents.py` adds the profiles
+and the noise runs, `sqlite.py` the trials.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from batchscope.store import exact
 from batchscope.store.base import SeenTask, Store, StudySummary
 from batchscope.store.connection import connect, translated
 
-TABLES = {"study": "studies", "profile": "profiles"}  # what has an id that users type, and where it is kept
+# What has an id that users type, and the table it is kept in.
+TABLES = {"study": "studies", "profile": "profiles", "noise run": "noise_runs"}
 
 
 class StudyTables(Store):
@@ -114,6 +115,16 @@ class StudyTables(Store):
             ).fetchall()
         return tuple(StudySummary(*row) for row in rows)
 
+    def newest_tuned_study(self, fingerprint: str) -> str | None:
+        with self._read() as db:
+            found = db.execute(
+                "SELECT s.id FROM studies s WHERE s.fingerprint = ? AND s.finished_at IS NOT NULL "
+                "AND 'tuned' IN (SELECT value FROM json_each(s.settings, '$.policies')) "
+                "ORDER BY s.finished_at DESC, s.rowid DESC LIMIT 1",
+                (fingerprint,),
+            ).fetchone()
+        return found[0] if found else None
+
     def finish_study(self, study_id: str) -> None:
         self._set_study(study_id, "finished_at = coalesce(finished_at, ?)", now())
 
@@ -159,7 +170,7 @@ class StudyTables(Store):
             return super().study_data(study_id)
 
     def _only(self, beginning: str, *kinds: str) -> tuple[str, str]:
-        """(kind, full id) of the one thing of these kinds, "study" or "profile", whose id begins like this."""
+        """(kind, full id) of the one thing of these kinds (keys of `TABLES`) whose id begins like this."""
         with self._read() as db:
             found = [
                 (kind, full_id)
@@ -191,11 +202,17 @@ def _study_key(settings: StudySettings) -> tuple[str, str]:
 def _none_or_several(found: list[tuple[str, str]], kinds: Sequence[str], where: str, beginning: str) -> str:
     """Why a beginning is not an id."""
     if not found:
-        return f"no {' or '.join(kinds)} {where} begins with {beginning!r}: `batchscope list` shows what there is"
+        return f"no {_listed(kinds, 'or')} {where} begins with {beginning!r}: `batchscope list` shows what there is"
     ids = {kind: [full_id for k, full_id in found if k == kind] for kind in kinds}
-    counts = [f"{len(some)} {kind if len(some) == 1 else TABLES[kind]}" for kind, some in ids.items() if some]
+    plural = {kind: TABLES[kind].replace("_", " ") for kind in kinds}
+    counts = [f"{len(some)} {kind if len(some) == 1 else plural[kind]}" for kind, some in ids.items() if some]
     names = [one if len(counts) == 1 else f"{kind} {one}" for kind, some in ids.items() for one in some[:5]]
-    return f"{' and '.join(counts)} {where} begin with {beginning!r}: give more of {', '.join(names)}"
+    return f"{_listed(counts, 'and')} {where} begin with {beginning!r}: give more of {', '.join(names)}"
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    """`a`, `a or b`, `a, b or c`, where `or` is `last`."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def digest(plain: Any, digits: int) -> str:

@@ -1,28 +1,43 @@
-"""`report`: the HTML page of a stored study or profile, drawn again. Needs no torch and runs nothing."""
+"""`report`: the HTML page of a stored study, profile or noise run, drawn again. Needs no torch and runs nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+from batchscope.analysis.noise import analyse_noise
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.table import analyse
+from batchscope.records import NoiseResult, NoiseRun
 from batchscope.report import html
+from batchscope.report.noise_html import write_noise
 from batchscope.report.profile_html import write_profile
+from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 
 
 def write_report(study: str, *, store: str | Path = "batchscope.db", path: str | Path | None = None) -> Path:
-    """Write the page of `study` (the id of a study or a profile, or its beginning) and return its path."""
+    """Write the page of `study` (the id of a study, a profile or a noise run, or its beginning); returns its path."""
     with open_store(store, read_only=True) as opened:
         kind, found = opened.resolve_any(study)
         if kind == "profile":
             profile = opened.profile(found)
             where = Path(path) if path is not None else default_path(store, f"{profile.task}-profile", found)
             return write_profile(dataclasses.replace(analyse_profile(profile), report=str(where)), where)
+        if kind == "noise run":
+            run = opened.noise_run(found)
+            where = Path(path) if path is not None else default_path(store, f"{run.task}-noise", found)
+            return write_noise(dataclasses.replace(noise_answer(opened, run), report=str(where)), where)
         data = opened.study_data(found)
     where = Path(path) if path is not None else default_path(store, data.settings.task, found)
     return html.write_report(dataclasses.replace(analyse(data), report=str(where)), data, where)
+
+
+def noise_answer(store: Store, run: NoiseRun) -> NoiseResult:
+    """The answer of a noise run, beside the newest tuned study of the same task where the store has one."""
+    study_id = store.newest_tuned_study(run.fingerprint)
+    study = None if study_id is None else store.study_data(study_id)
+    return analyse_noise(run, study, study_id or "")
 
 
 def default_path(store: str | Path, name: str, study_id: str) -> Path:
