@@ -1,7 +1,7 @@
 """Which papers do the numbers rest on?
 
-One key per paper, as `cite` prints it. arXiv numbers are given where the paper has one; the blog of 2020 and Holm's
-article have none.
+One key per paper, as `cite` prints it. arXiv numbers are given where the paper has one; the blog of 2020 and articles
+older than it have none.
 """
 
 from __future__ import annotations
@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from batchscope.records import Claim, Evaluation, LawFit, Measured, Row, StudyResult
+from batchscope.records import (
+    Claim,
+    Evaluation,
+    LawFit,
+    Measured,
+    NoiseReport,
+    NoiseResult,
+    NoiseScale,
+    Row,
+    StudyResult,
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,48 @@ _ALL = (
         "Effect of Batch Size on Neural Net Training",
         where="Medium, 25 May 2020",
     ),
+    Reference(
+        "fieller1954",
+        "Fieller",
+        1954,
+        "Some Problems in Interval Estimation",
+        where="Journal of the Royal Statistical Society B 16(2), 175-185",
+    ),
+    Reference(
+        "vonneumann1941",
+        "von Neumann",
+        1941,
+        "Distribution of the Ratio of the Mean Square Successive Difference to the Variance",
+        where="Annals of Mathematical Statistics 12(4), 367-395",
+    ),
+    Reference(
+        "andrews1992",
+        "Andrews, Monahan",
+        1992,
+        "An Improved Heteroskedasticity and Autocorrelation Consistent Covariance Matrix Estimator",
+        where="Econometrica 60(4), 953-966",
+    ),
+    Reference(
+        "gray2024",
+        "Gray, Tiwari, Bergsma, Hestness",
+        2024,
+        "Normalization Layer Per-Example Gradients are Sufficient to Predict Gradient Noise Scale in Transformers",
+        "2411.00999",
+    ),
+    Reference(
+        "merrill2025",
+        "Merrill, Arora, Groeneveld, Hajishirzi",
+        2025,
+        "Critical Batch Size Revisited: A Simple Empirical Approach to Large-Batch Language Model Training",
+        "2505.23971",
+    ),
+    Reference(
+        "naganuma2026",
+        "Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi",
+        2026,
+        "Adaptive Batch Sizes Using Non-Euclidean Gradient Noise Scales for Stochastic Sign and Spectral Descent",
+        "2602.03001",
+    ),
 )
 REFERENCES: dict[str, Reference] = {r.key: r for r in _ALL}
 
@@ -131,9 +183,23 @@ def keys(record: Any) -> tuple[str, ...]:
     if isinstance(record, StudyResult):
         parts = (record.law, *record.claims, *record.rows)
         return tuple(dict.fromkeys(key for part in parts for key in keys(part)))
+    if isinstance(record, NoiseScale):
+        sign = ("naganuma2026",) if record.metric == "sign" else ()
+        return ("mccandlish2018", "fieller1954", "vonneumann1941", "andrews1992", *sign)
+    if isinstance(record, NoiseReport):
+        scales = (record.scale, *record.layers.values(), *record.proxies.values())
+        source = ("gray2024",) if record.source == "examples" else ()
+        return tuple(dict.fromkeys((*(key for scale in scales for key in keys(scale)), *source)))
+    if isinstance(record, NoiseResult):
+        scales = (record.run_average, *record.layers.values(), *record.proxies.values())
+        source = ("gray2024",) if record.source == "examples" else ()
+        sweep = ("zou2008", "merrill2025") if record.against_sweep is not None else ()
+        return tuple(dict.fromkeys((*(key for scale in scales for key in keys(scale)), *source, *sweep)))
     if isinstance(record, (Measured, Evaluation)):
         return ()
-    raise TypeError(f"expected a record of an answer, got {type(record).__name__}: cite a LawFit, Claim, Row or study")
+    raise TypeError(
+        f"expected a record of an answer, got {type(record).__name__}: cite a LawFit, Claim, Row, study or noise scale"
+    )
 
 
 def cite(record: Any) -> str:

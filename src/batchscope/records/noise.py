@@ -92,6 +92,7 @@ class Deviations:
     squared_gradient: float  # |G|^2, G the gradient of the whole training set
     batch_sizes: tuple[int, ...]
     squared: tuple[tuple[float, ...], ...]
+    norms: tuple[GradientNorms, ...] = ()  # measurements at these very weights, on batches drawn apart
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class PrinciplePoint:
 
     batch_size: int
     deviation: Measured
-    predicted: Measured  # from the run's own measurements around the checkpoint
+    predicted: Measured  # from measurements at the checkpoint on batches drawn apart
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Principle:
     examples: int
     loss: float
     squared_gradient: float
-    scale: NoiseScale  # of the run's measurements around the checkpoint, which `predicted` rests on
+    scale: NoiseScale  # of the measurements at the checkpoint that `predicted` rests on
     points: tuple[PrinciplePoint, ...]
 
 
@@ -173,3 +174,31 @@ class NoiseResult:
     data: NoiseRun
     notes: tuple[str, ...] = ()
     report: str | None = None
+
+
+@dataclass(frozen=True)
+class NoiseReport:
+    """What a `NoiseMonitor` saw in somebody's own loop."""
+
+    scale: NoiseScale  # over everything that was measured
+    latest: NoiseScale  # over the last quarter of it
+    layers: dict[str, NoiseScale]  # by module; empty where the source sees no layers
+    groups: dict[str, NoiseScale]  # by the optimiser's parameter groups, where it has several
+    proxies: dict[str, NoiseScale]  # by metric
+    source: str  # one of NOISE_SOURCES
+    parts: int  # that a batch is compared in
+    batch_size: float  # of a measured step, in the same unit as the scale
+    every: int  # steps from one measurement to the next
+    overhead: float | None  # share of the training's time that measuring takes; None: not measured
+    steps: int
+    measurements: tuple[GradientNorms, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        b = self.scale.b_simple
+        if self.scale.outcome == "not_enough" or b.low is None:
+            return f"gradient noise scale: not enough yet ({self.scale.reason})"
+        how = f"{self.scale.measurements} of {self.steps} steps measured, source {self.source}"
+        if b.estimate is None or b.high is None:
+            return f"gradient noise scale: at least {b.low:,.4g} ({how})"
+        return f"gradient noise scale: {b.estimate:,.4g} [{b.low:,.4g}-{b.high:,.4g}] ({how})"
