@@ -1,7 +1,9 @@
-"""What does a page do when a browser opens it, offline? Everything it asked for or complained about."""
+"""What does a page do when a browser opens it, offline, and what does it say? Requests, complaints, visible text."""
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,3 +30,9 @@ class Visit:
         self.page.on("dialog", lambda d: (self.complaints.append(f"dialog {d.message}"), d.dismiss()))
         self.page.goto(path.as_uri())
         self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=10_000)
+
+
+def text_of(page: Path) -> str:
+    """The page's visible text, without its scripts and style, with single spaces."""
+    body = re.sub(r"(?s)<(script|style)\b.*?</\1>", "", page.read_text(encoding="utf-8"))
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).replace("\u2060", "").replace("\u202f", " ").split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import Visit, needs_browser
+from browsing import Visit, needs_browser, text_of
 from made_up import study
 from made_up_profile import ALL, HOSTILE, hostile, loader_bound, nothing_fits, odd_outcomes, one_window, profile
 
@@ -28,12 +27,6 @@ PLOTS = """[...document.querySelectorAll('.stacked .chart svg')].map(s => {
     const box = s.querySelector('.role-axis[aria-label^="X-axis"] .role-axis-domain line').getBoundingClientRect();
     return [box.left, box.right];
 })"""
-
-
-def text_of(page: Path) -> str:
-    """The page's visible text, without its scripts and style, with single spaces."""
-    body = re.sub(r"(?s)<(script|style)\b.*?</\1>", "", page.read_text(encoding="utf-8"))
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).replace("\u2060", "").replace("\u202f", " ").split())
 
 
 @pytest.mark.browser
