@@ -59,7 +59,7 @@ def list_studies(
     for profile_id, profile in profiles:
         print(f"{profile_id}  {profile.task}  {_profile_in_words(profile)}  {profile.measured_at}")
     for summary in noise_runs:
-        print(f"{summary.id}  {summary.run.task}  {_noise_in_words(summary)}  {summary.run.measured_at[:19]}")
+        print(f"{summary.id}  {summary.run.task}  {_noise_in_words(summary)}  {summary.run.measured_at}")
     if not (studies or profiles or noise_runs):
         print("no studies, profiles or noise runs yet")
 
