@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup setup-dev study test check prove bench docs wheel clean
+.PHONY: setup setup-dev study test test-frameworks check prove bench docs wheel clean
 
 setup: .venv/.run            ## what the main job needs
 setup-dev: .venv/.dev        ## and what tests and checks need
@@ -24,6 +24,11 @@ study: setup                 ## the main job on the embedded digits task
 
 test: setup-dev              ## every test, under ten minutes on two cores; a file's tests stay in one process
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-frameworks: setup-dev   ## the adapters and their examples, with Lightning, Transformers and Accelerate themselves
+	$(PIP) -e ".[dev,frameworks]"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py \
+		-k "integrations or every_example or step_meters or noise"
 
 check: setup-dev             ## lint, format, types, import direction
 	$(BIN)/ruff check .

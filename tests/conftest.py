@@ -17,6 +17,9 @@ LONGEST = (  # they start processes, each of which imports torch; by what they t
     "test_examples.py",
     "sweep/test_on_workers.py",
     "sweep/test_probes.py",
+    "integrations/test_transformers_noise.py",  # of no length where the frameworks are not installed
+    "integrations/test_lightning_noise.py",
+    "integrations/test_accelerate_noise.py",
     "cli/test_interrupt.py",
     "cli/test_study_command.py",
     "verbs/test_study_at_once.py",

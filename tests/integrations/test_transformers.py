@@ -126,7 +126,8 @@ def test_processes_and_a_batch_size_that_was_searched_are_counted(
 
 def test_no_framework_is_loaded_with_batchscope() -> None:
     code = (
-        "import sys, batchscope, batchscope.integrations.lightning, batchscope.integrations.transformers\n"
+        "import sys, batchscope.integrations.lightning, batchscope.integrations.transformers\n"
+        "import batchscope.integrations.accelerate\n"
         "loaded = {'lightning', 'pytorch_lightning', 'transformers', 'accelerate'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
