@@ -47,8 +47,8 @@ from batchscope.training.step import make_model, make_step
 from batchscope.verbs.ceiling import largest_micro_batch
 from batchscope.verbs.profile import profile
 from environment import environment, save
-from loop import Ratio, ratio, shown
 from memory import wide
+from ratios import Ratio, ratio, shown
 
 GIB, MIB = 1 << 30, 1 << 20
 CUDA = torch.device("cuda")

@@ -40,6 +40,7 @@ from batchscope.task import Task, load_task
 from batchscope.training.device import keep_freed_memory
 from batchscope.training.loop import Evaluator, train
 from environment import environment, save
+from ratios import Ratio, ratio, shown
 
 CPU = torch.device("cpu")
 MLP, CNN = "fashion-mnist-mlp", "fashion-mnist-cnn"
@@ -50,7 +51,6 @@ STEPS = {  # half a second of each, about; all within one epoch
 FRAMEWORKS_SHARE = 0.6  # of the repeats: their ratios are far from their targets, and their trainers slow to make
 LIGHTNING = f"Lightning, {peers.ONE_BY_ONE}"
 
-Ratio = tuple[float, float, float]  # median, low, high
 Seconds = dict[str, list[float]]  # loop -> seconds per step, one per repeat
 
 
@@ -128,19 +128,6 @@ def allocator(repeats: int, steps: int) -> Seconds:
             command = [sys.executable, __file__, "--cnn", name, str(steps)]
             seconds[name].append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     return seconds
-
-
-def ratio(above: list[float], below: list[float]) -> Ratio:
-    """Median of paired ratios with the sign test's 95 % interval (order statistics; Conover 1999)."""
-    pairs = sorted(a / b for a, b in zip(above, below, strict=False))
-    n = len(pairs)
-    skip = max(0, int((n - 1.96 * n**0.5) / 2))
-    return statistics.median(pairs), pairs[skip], pairs[n - 1 - skip]
-
-
-def shown(value: Ratio) -> str:
-    """A ratio and its interval in 18 characters."""
-    return f"{value[0]:.2f} [{value[1]:.2f} {value[2]:.2f}]"
 
 
 def print_table(ratios: dict[str, dict[int, dict[str, Ratio]]], seconds: dict[str, dict[int, Seconds]]) -> None:

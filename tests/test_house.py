@@ -25,7 +25,7 @@ ALLOWED = {
     "task": FACTS | {"tasks"},  # the names of the built-in tasks, nothing of theirs
     "tasks": READING | {"task"},
     "training": TRAINING,
-    "measure": TRAINING | {"training"},
+    "measure": TRAINING | {"analysis", "training"},  # the monitor answers in its own loop
     "sweep": READING | TRAINING | {"store", "report", "training", "measure"},
     "testing": READING | TRAINING | {"store", "training", "sweep"},
     "verbs": READING | TRAINING | {"store", "report", "training", "measure", "sweep"},

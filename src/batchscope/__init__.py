@@ -17,11 +17,13 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from batchscope.errors import BatchscopeError, CannotAnswer, StoreError, TaskError, UnsupportedTask, UsageError
     from batchscope.measure.meter import StepMeter
-    from batchscope.records import Goal, Measured, MicroBatch, ProfileResult, StudyResult
+    from batchscope.measure.monitor import NoiseMonitor
+    from batchscope.records import Goal, Measured, MicroBatch, NoiseReport, NoiseResult, ProfileResult, StudyResult
     from batchscope.references import cite
     from batchscope.store.sqlite import open_store
     from batchscope.task import Task, load_task
     from batchscope.verbs.ceiling import largest_micro_batch
+    from batchscope.verbs.noise import noise
     from batchscope.verbs.profile import profile
     from batchscope.verbs.report import write_report
     from batchscope.verbs.study import study
@@ -34,14 +36,18 @@ _HOME = {
     # what is asked
     "study": "batchscope.verbs.study",
     "profile": "batchscope.verbs.profile",
+    "noise": "batchscope.verbs.noise",
     "largest_micro_batch": "batchscope.verbs.ceiling",
     "write_report": "batchscope.verbs.report",
     # what a loop of one's own can use
     "StepMeter": "batchscope.measure.meter",
+    "NoiseMonitor": "batchscope.measure.monitor",
     # what is answered
     "StudyResult": "batchscope.records",
     "ProfileResult": "batchscope.records",
     "MicroBatch": "batchscope.records",
+    "NoiseResult": "batchscope.records",
+    "NoiseReport": "batchscope.records",
     "Measured": "batchscope.records",
     "cite": "batchscope.references",
     # where it is kept
@@ -61,6 +67,9 @@ __all__ = [
     "Goal",
     "Measured",
     "MicroBatch",
+    "NoiseMonitor",
+    "NoiseReport",
+    "NoiseResult",
     "ProfileResult",
     "StepMeter",
     "StoreError",
@@ -72,6 +81,7 @@ __all__ = [
     "cite",
     "largest_micro_batch",
     "load_task",
+    "noise",
     "open_store",
     "profile",
     "study",

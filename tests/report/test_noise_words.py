@@ -67,8 +67,8 @@ def test_the_answer_is_four_lines_the_value_first() -> None:
         "[1.80-2.90] times that, too high here."
     )
     assert measuring == (
-        "Source: per-example gradient norms, taken in the backward pass (examples), at 312 steps (one in 4), worth 190 "
-        "independent ones; taken alone, 21 % of them put |G|² below 0. About 40 further measurements would narrow the "
+        "Source: per-example gradient norms, taken in the backward pass (examples), at 312 steps (at first every one, "
+        "later one in 4), worth 190 independent ones; taken alone, 21 % of them put |G|² below 0. About 40 further measurements would narrow the "
         "interval to ±20 %."
     )
 
@@ -92,7 +92,7 @@ def test_too_few_measurements_give_the_reason_and_no_meaning() -> None:
     assert "none of them puts |G|² below 0" in measuring
     none, _, source = said.answer_sentences(nothing_measured())
     assert "over the run, which diverged" in none
-    assert source.endswith("at 0 steps (one in 4).")
+    assert source.endswith("at 0 steps (at first every one, later one in 4).")
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)

@@ -94,15 +94,15 @@ def noise_scale(
 ) -> NoiseScale:
     """B_simple of a run (or a window of one): mean tr(Sigma) over mean |G|^2, with a 95 % interval or bound.
 
-    `measurements` in the order of the run. Each weighs min(1, batch_size / their median), so that an epoch's short
-    last batch does not dominate. Those that are not `usable` are left out and added to `discarded`.
+    `measurements` in the order of the run. Each weighs the steps that it stands for; where that is not told,
+    min(1, batch_size / their median), so that an epoch's short last batch does not dominate. Those that are not
+    `usable` are left out and added to `discarded`.
     Outcomes: see `NoiseScale`. |G|^2 counts as distinguishable from 0 where its own two-sided interval leaves 0 out.
     """
     kept = [m for m in measurements if usable(m)]
     discarded += len(measurements) - len(kept)
     draws = np.array([draw(m, data_size) for m in kept], float).reshape(-1, 2)
-    sizes = np.array([m.batch_size for m in kept], float)
-    weights = np.minimum(1.0, sizes / np.median(sizes)) if kept else sizes
+    weights = _weights(kept)
     negative = float(np.mean(draws[:, 1] < 0)) if kept else 0.0
     if len(kept) < LEAST:
         return _too_few(draws, weights, negative, precision, metric, discarded)
@@ -125,6 +125,15 @@ def noise_scale(
         metric=metric,
         reason=_reason(outcome, metric),
     )
+
+
+def _weights(kept: Sequence[GradientNorms]) -> Array:
+    """Each measurement's weight in an average over steps; their mean is at most 1."""
+    steps = [m.steps for m in kept if m.steps is not None]
+    if kept and len(steps) == len(kept):
+        return np.array(steps, float) / np.mean(steps)
+    sizes = np.array([m.batch_size for m in kept], float)
+    return np.minimum(1.0, sizes / np.median(sizes)) if kept else sizes
 
 
 def plan(b_simple: float, batch_size: float, d_eff: float, precision: float = 0.2, parts: int = 2) -> int:

@@ -100,6 +100,8 @@ class Progress:
 
 def _doing(line: dict[str, Any]) -> str:
     """What a worker is at, while it measures seconds or bytes."""
+    if line["phase"] == "noise":
+        return ", ".join(f"{line[k]:,} {k}" for k in ("steps", "examples") if k in line)
     if line["phase"] == "timing":
         return f"micro-batch {line['batch_size']}"
     return f"{line['phase']}: {line['bytes'] / 2**20:,.0f} MiB at most so far"

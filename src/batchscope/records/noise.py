@@ -43,6 +43,7 @@ class GradientNorms:
     parts_squared: float
     loss: float | None = None  # of this very batch
     learning_rate: float | None = None
+    steps: int | None = None  # of the run that it stands for in an average; None: as many as every other
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class NoiseRun:
     budget: float | None = None  # reference runs, as asked for
     unit: str = "examples"
     source: str = "examples"  # one of NOISE_SOURCES
-    every: int = 1  # optimiser steps from one measurement to the next
+    every: int = 1  # most optimiser steps from one measurement to the next; fewer at its beginning
     measurements: tuple[GradientNorms, ...] = ()
     discarded: int = 0
     layers: dict[str, NoiseScale] = field(default_factory=dict)  # over the whole run up to the crossing

@@ -40,7 +40,7 @@ def run_of(data: NoiseRun) -> str:
 
 def measured_of(data: NoiseRun) -> str:
     """How many steps were measured along the whole run."""
-    every = "every step" if data.every == 1 else f"one step in {count(data.every)}"
+    every = "every step" if data.every == 1 else f"every step at first, later one in {count(data.every)}"
     n = len(data.measurements)
     said = f"{every}, {count(n)} measurement{'' if n == 1 else 's'} before clipping"
     return f"{said}; {count(data.discarded)} left out, their gradient was not finite" if data.discarded else said

@@ -157,7 +157,7 @@ def measuring_of(result: NoiseResult) -> str:
     """The source of statistics, how many steps were measured, what they are worth, and how many more it takes."""
     scale, n = result.run_average, result.run_average.measurements
     source = SOURCES.get(result.source, plain(result.source))
-    every = "every step" if result.every == 1 else f"one in {count(result.every)}"
+    every = "every step" if result.every == 1 else f"at first every one, later one in {count(result.every)}"
     said = f"Source: {source} ({plain(result.source)}), at {count(n)} step{'' if n == 1 else 's'} ({every})"
     if n == 0:
         return f"{said}."

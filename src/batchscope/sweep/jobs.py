@@ -4,6 +4,7 @@
     threads    choose workers, threads and the engine's switches, once for a study
     timing     seconds per step against batch size; `splits` the same with accumulation
     memory     bytes at one micro-batch size; asked of a fresh worker each time
+    noise      follow one trial and measure its gradients
     facts      what a profile needs to know of the task: largest example, units, operations, free device memory
 
 The same functions serve worker processes and a notebook's own process, so that a trial is the same bits either way.
@@ -24,6 +25,7 @@ from batchscope.errors import BatchscopeError, TaskError
 from batchscope.measure.energy import MEASURED, NOT_MEASURED, EnergyMeter
 from batchscope.measure.engines import fastest_engine
 from batchscope.measure.flops import count_flops
+from batchscope.measure.follow import follow
 from batchscope.measure.memory import observe
 from batchscope.measure.peak import peak_meter, physical_bytes
 from batchscope.measure.samples import largest_sample, units_per_example
@@ -137,6 +139,7 @@ class Workbench:
             "timing": self._timing,
             "splits": self._splits,
             "memory": self._memory,
+            "noise": self._noise,
             "facts": self._facts,
         }
         return kinds[job.kind](job.details, on_line)
@@ -195,6 +198,19 @@ class Workbench:
             tell=on_line,
         )
         return to_plain(seen)
+
+    def _noise(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+        self._set_up(details)
+        followed = follow(
+            self.task,
+            from_plain(TrialSpec, details["spec"]),
+            device=self.device,
+            goal=from_plain(Goal | None, details["goal"]),
+            every=details["every"],
+            checkpoints=details["checkpoints"],
+            tell=on_line,
+        )
+        return to_plain(followed)
 
     def _facts(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
         conditions = self._set_up(details)

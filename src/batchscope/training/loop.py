@@ -20,7 +20,7 @@ import torch
 
 from batchscope.errors import BatchscopeError
 from batchscope.records import Engine, Evaluation, Goal, StopRule, TrialResult, TrialSpec
-from batchscope.task import Task
+from batchscope.task import Batch, Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
 from batchscope.training.device import is_out_of_memory
@@ -29,6 +29,7 @@ from batchscope.training.seeding import seed_everything
 from batchscope.training.step import evaluate, make_model, make_step
 
 Crossed = Callable[[Sequence[Evaluation], Goal], bool]
+Watch = Callable[[torch.nn.Module, torch.optim.Optimizer], Callable[[Batch], None]]
 
 TRAIN_SUBSET = 4096  # examples of the fixed subset that measures the training loss (at most the validation set's size)
 DIVERGED_FACTOR = 10.0  # a training loss above this many times its initial value, at
@@ -57,6 +58,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     engine: Engine = PLAIN,
+    watch: Watch | None = None,
 ) -> TrialResult:
     """Train one trial to its end, from its checkpoint where there is one.
 
@@ -65,13 +67,15 @@ def train(
         crossed: (trace, goal) -> bool, whether the goal was crossed for good; needed where there is a goal.
         on_evaluation: called with every new line of the trace.
         engine: how steps are computed; the same for a trial's whole life, its checkpoints included.
+        watch: (model, optimizer) -> what is called with each batch when its gradient is complete, before clipping. It
+            must leave weights, gradients and generators as they are; with a graphed engine it is not called.
 
     Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text.
     """
     started = time.monotonic()
     position = Position()
     try:
-        trial = _Trial(task, spec, position, device, evaluator or Evaluator(task, device), engine, crossed)
+        trial = _Trial(task, spec, position, device, evaluator or Evaluator(task, device), engine, crossed, watch)
         ended_by = trial.run(checkpoint, on_evaluation)
         initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
     except BatchscopeError:
@@ -108,6 +112,7 @@ class _Trial:
         evaluator: Evaluator,
         engine: Engine,
         crossed: Crossed | None,
+        watch: Watch | None = None,
     ) -> None:
         self.task, self.spec, self.position, self.evaluator, self.crossed = task, spec, position, evaluator, crossed
         arm = spec.arm
@@ -127,6 +132,7 @@ class _Trial:
             precision=arm.precision,
             engine=engine,
             batch_size=min(arm.batch_size, self.source.size),
+            watch=watch(self.model, optimizer) if watch is not None else None,
         )
         self.parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer}
         if self.scheduler is not None:

@@ -47,12 +47,14 @@ def make_step(
     precision: str = "fp32",
     engine: Engine = PLAIN,
     batch_size: int | None = None,
+    watch: Step | None = None,
 ) -> Step:
     """A function that trains on one batch. The plain case is as short as a hand-written loop's body.
 
     Args:
         engine: its switches; with `graphed` the step is a `GraphedStep`, made before the optimiser's first step.
         batch_size: with `graphed`, examples of the batches that are replayed; None: batches of all sizes are.
+        watch: called with the batch when its gradient is complete, before clipping; not in a replayed step.
     """
     device_type = next(model.parameters()).device.type
     updated = [p for group in optimizer.param_groups for p in group["params"]]
@@ -80,6 +82,8 @@ def make_step(
             accumulate(batch, micro_batch_size)
         else:
             backward(batch, None)
+        if watch is not None:
+            watch(batch)
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(updated, clip)
         optimizer.step()

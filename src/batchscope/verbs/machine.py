@@ -60,6 +60,15 @@ def chosen(store: Store, fingerprint: str) -> tuple[int, Conditions] | None:
     return next((choice for choice in before if is_here(choice[1])), None)
 
 
+def reference_in(store: Store, fingerprint: str) -> float | None:
+    """Examples of the task's reference run, where a study of this store has measured it."""
+    for summary in store.studies():
+        known = store.reference(summary.id) if summary.fingerprint == fingerprint else None
+        if known is not None:
+            return known[0]
+    return None
+
+
 def is_here(conditions: Conditions) -> bool:
     """Whether work done here, set up alike, is done under these conditions."""
     put_back = remember_settings()

@@ -13,13 +13,13 @@ from typing import Any
 
 from batchscope.measure.throughput import WINDOW_SECONDS as STEP_WINDOW_SECONDS
 from batchscope.measure.throughput import StepClock
-from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.plan import FIRST_RATES, MOST_RATES
 from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.ceiling import MOST_PROBES
+from batchscope.verbs.machine import reference_in
 from batchscope.verbs.profile import MOST_SECONDS, ROUNDS, ask, grid
 from batchscope.verbs.request import Request, prepare
 
@@ -86,15 +86,7 @@ def _stored_reference(request: Request, store: str | Path) -> float | None:
     if not Path(store).exists():
         return None
     with open_store(store, read_only=True) as opened:
-        return _reference_in(opened, request.checked.fingerprint)
-
-
-def _reference_in(opened: Store, fingerprint: str) -> float | None:
-    for summary in opened.studies():
-        known = opened.reference(summary.id) if summary.fingerprint == fingerprint else None
-        if known is not None:
-            return known[0]
-    return None
+        return reference_in(opened, request.checked.fingerprint)
 
 
 def _seconds(request: Request, trials: int) -> float:

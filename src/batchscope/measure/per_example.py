@@ -1,0 +1,240 @@
+"""How long is each example's gradient, in the backward pass that is made anyway? The source `examples`.
+
+A hook on every layer sees its input x and, in the backward pass, the gradient d at its output: what `layers.py` needs.
+Example i adds c_i to the batch's gradient, g_i = c_i / w_i, so that parts_squared = sum_i |c_i|^2 / w_i; w_i = 1 / m,
+or its share of the counted tokens.
+
+The formulas rest on things that a model may break: examples along the first dimension, weights that are used through
+their layer only, nothing that mixes examples, no loss beside the output. So the first measured step is checked,
+parameter by parameter: the contributions of the first half of the batch must add up to that half's gradient, by one
+more backward pass from the model's output, and all of them to the batch's. Parameters that fail, or belong to no known
+layer, are *uncovered*, and the source says so. One that was not used then is checked when it is first used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from batchscope.errors import UnsupportedTask
+from batchscope.measure.factors import Use, squared_norms
+from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, numbers
+from batchscope.measure.halves import added, gradient_of_first, one_output
+from batchscope.measure.layers import Formula, by_example, formula_of, linear, plain_linear_norms
+
+TOLERANCE = 1e-2  # of a half's gradient: rounding of float32 is 1e-6, of bfloat16 4e-3; another formula is off by 1
+NEGLIGIBLE = 1e-4  # of the whole gradient: adds 1e-8 to its square. A key's bias has gradient 0 but for rounding
+
+
+class PerExample(Source):
+    """Squared norms of every example's gradient."""
+
+    name = "examples"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.index = {id(p): i for i, p in enumerate(self.parameters)}
+        self.layers: list[tuple[nn.Module, Formula]] = []
+        self.uncovered: dict[str, str] = {}  # parameter -> why
+        self.checked = False
+        self._verified: set[int] = set()  # parameters
+        self._shared: set[int] = set()  # parameters that are used more than once in a forward pass
+        self._uses: dict[tuple[int, int], list[Use]] = {}  # (parameter, forward pass) -> uses, where all are needed
+        self._squares: dict[int, list[torch.Tensor]] = {}  # parameter -> per forward pass (m,)
+        self._expected: list[torch.Tensor | None] | None = None
+        self._failures: dict[int, str] = {}  # parameter -> why its contributions were not to be had this time
+        self._unexpected = ""  # why there is nothing to check against
+        self._nested = False
+        for module in model.modules():
+            self._plan(module)
+
+    def _plan(self, module: nn.Module) -> None:
+        """Which formula a layer's own parameters get."""
+        owned = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        if not owned:
+            return
+        formula = formula_of(module)
+        if formula is None and any(True for _ in module.children()):
+            kind = type(module).__name__
+            names = [n for n, p in zip(self.names, self.parameters, strict=True) if any(p is q for q in owned)]
+            self.uncovered |= dict.fromkeys(names, f"{kind} uses it beside other layers")
+            return
+        self.layers.append((module, formula or by_example))
+
+    def _hook(self) -> None:
+        self._uses, self._squares, self._expected, self._failures = {}, {}, None, {}
+        self._unexpected = "the model's own forward pass, or the way from its output to the loss, was not seen"
+        for module, formula in self.layers:
+            self._handles.append(module.register_forward_hook(OfThisModel(self._seeing(formula))))
+        if not self.checked:
+            self._handles.append(self.model.register_forward_hook(OfThisModel(self._see_output)))
+
+    def _seeing(self, formula: Formula) -> Callable[[nn.Module, Any, Any], None]:
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            if self._nested or not isinstance(output, torch.Tensor) or not output.requires_grad:
+                return
+            if len(args) != 1 or not isinstance(args[0], torch.Tensor):
+                return  # the check finds that something is missing
+            x, forward_pass = args[0], len(self.examples)
+
+            def see_gradient(d: torch.Tensor) -> None:
+                if not self._nested and self.armed:
+                    self._try_to_take(formula, module, x, d.detach(), forward_pass)
+
+            output.register_hook(see_gradient)
+
+        return see
+
+    def _try_to_take(
+        self, formula: Formula, module: nn.Module, x: torch.Tensor, d: torch.Tensor, forward_pass: int
+    ) -> None:
+        """`_take`, in float32 and without ever breaking off somebody's backward pass."""
+        narrow = torch.is_autocast_enabled(d.device.type)  # a loop may call `backward` under autocast
+        failure = "several forward passes before one backward pass" if forward_pass != len(self.examples) else ""
+        self._nested = True  # `by_example` calls the layer again
+        try:
+            with torch.autocast(d.device.type, enabled=False) if narrow else contextlib.nullcontext():
+                self._take(formula, module, x, d, forward_pass)
+        except Exception as error:  # the layer is somebody else's: anything may be raised
+            failure = f"its layer {type(module).__name__} cannot be taken apart ({error})".splitlines()[0][:300]
+        finally:
+            self._nested = False
+        if failure:
+            self._failures |= {self.index[id(p)]: failure for p in module.parameters(recurse=False) if p.requires_grad}
+
+    def _take(self, formula: Formula, module: nn.Module, x: torch.Tensor, d: torch.Tensor, forward_pass: int) -> None:
+        """One layer's contributions: their norms at once where nothing else adds to the same parameters."""
+        m = self.examples[forward_pass - 1] if forward_pass else 0
+        if m == 0 or d.dim() == 0 or x.dim() == 0 or len(d) % m or len(x) % m:
+            return  # no examples along the first dimension: the check finds that something is missing
+        if formula is linear and self.checked and x.dim() == 2 and len(x) == m and self._alone(module):
+            for parameter, squares in plain_linear_norms(module, x, d):
+                self._squares.setdefault(self.index[id(parameter)], []).append(squares)
+            return
+        for parameter, use in formula(module, x, d, m):
+            i = self.index[id(parameter)]
+            if self.checked and i not in self._shared:
+                self._squares.setdefault(i, []).append(use.squared_norms())
+            else:
+                self._uses.setdefault((i, forward_pass), []).append(use)
+
+    def _alone(self, module: nn.Module) -> bool:
+        """Whether nothing else adds to the gradients of this layer's own parameters."""
+        return not self._shared or all(
+            self.index.get(id(p)) not in self._shared for p in module.parameters(recurse=False)
+        )
+
+    def _see_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The first measured step: what the first half of the examples should add up to."""
+        if not self.examples or not torch.is_grad_enabled() or len(self.examples) > 1:
+            return
+        m = self.examples[0]
+        found = one_output(output, m)
+        if found is None:
+            self._unexpected = "the model has no single output with an example a row"
+            return
+
+        def see(d: torch.Tensor) -> None:
+            if self._nested or not self.armed:
+                return
+            self._nested = True
+            try:
+                self._expected = added(self._expected, gradient_of_first(m // 2, m, found, d, self.parameters))
+            except UnsupportedTask as error:
+                self._unexpected = str(error)
+            finally:
+                self._nested = False
+
+        found.register_hook(see)
+
+    def _read(self, counts: Counts) -> Reading | None:
+        mean = self.mean_squared()
+        if not self.checked:
+            if self.examples[:1] == [1]:
+                self.why_not = "one example a step"
+                return None
+            if not math.isfinite(float(mean.sum())):  # an overflow: nothing to check by, nothing to measure
+                return Reading(self.examples[0] if self.examples else 0, 1.0, math.nan, mean * math.nan, mean)
+            self._check(NEGLIGIBLE * math.sqrt(float(mean.sum())))
+        for (i, _), uses in sorted(self._uses.items(), key=lambda item: item[0]):
+            self._squares.setdefault(i, []).append(squared_norms(uses))
+        columns = [self._column(i) for i in range(len(self.parameters))]
+        m = max((len(c) for c in columns), default=0)
+        self.why_not = self._why_nothing(columns, m)
+        if self.why_not:
+            return None
+        squares = self._stacked(columns, m, mean)
+        if counts is None:
+            return Reading(m, 1.0, float(m), squares.sum(1) * m, mean)
+        return self._counted(squares, numbers(counts, m, least=0), mean)
+
+    def _why_nothing(self, columns: Sequence[torch.Tensor], m: int) -> str:
+        """Why this step cannot be told; empty where it can."""
+        if self.uncovered:
+            return "parameters are not covered"
+        if self._failures:
+            return next(iter(self._failures.values()))
+        if not self._squares.keys() <= self._verified:
+            self.checked = False  # the next measured step is
+            return "a layer was used for the first time"
+        if m < 2:
+            return "one example a step"
+        return "" if all(len(c) in (0, m) for c in columns) else "a layer was used more often than when it was checked"
+
+    @staticmethod
+    def _stacked(columns: Sequence[torch.Tensor], m: int, mean: torch.Tensor) -> torch.Tensor:
+        """(P, m); 0 for a parameter that was not used, and no numbers at all where one was used unseen."""
+        unused = [i for i, c in enumerate(columns) if not len(c)]
+        squares = torch.stack([c if len(c) else mean.new_zeros(m) for c in columns])
+        if not unused:
+            return squares
+        unseen = (mean[unused] > NEGLIGIBLE**2 * mean.sum()).any()
+        return torch.where(unseen, math.nan, squares)
+
+    def _column(self, i: int) -> torch.Tensor:
+        """|c|^2 of all examples for parameter i; empty where it was not used."""
+        found = self._squares.get(i, [])
+        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+
+    @staticmethod
+    def _counted(squares: torch.Tensor, sizes: Sequence[float], mean: torch.Tensor) -> Reading:
+        """With the loss a mean over tokens, of which example i has sizes[i], perhaps none: in units of tokens."""
+        total, parts = sum(sizes), sum(size > 0 for size in sizes)
+        shares = squares.new_tensor([size / total if size else math.inf for size in sizes])
+        return Reading(parts, total / parts, total, (squares / shares).sum(1), mean)
+
+    def _check(self, negligible: float) -> None:
+        """Compare the contributions with the gradient of the first half of the first pass, and with `.grad`."""
+        self.checked = True
+        half = slice(0, self.examples[0] // 2 if self.examples else 0)
+        expected = self._expected or [None] * len(self.parameters)
+        for i, (name, whole) in enumerate(zip(self.names, self.gradients(), strict=True)):
+            passes = {k: uses for (j, k), uses in self._uses.items() if j == i}
+            if any(len(uses) > 1 for uses in passes.values()):
+                self._shared.add(i)
+            if name in self.uncovered or (whole is None and not passes):
+                continue
+            self._verified.add(i)
+            together = [use for uses in passes.values() for use in uses]
+            if i in self._failures:
+                self.uncovered[name] = self._failures[i]
+            elif self._expected is None:
+                self.uncovered[name] = f"nothing to check it by, as {self._unexpected}"
+            elif not (
+                _agree(passes.get(1, []), half, expected[i], negligible)
+                and _agree(together, slice(None), whole, negligible)
+            ):
+                self.uncovered[name] = "its examples' gradients do not add up to the batch's"
+
+
+def _agree(uses: Sequence[Use], examples: slice, target: torch.Tensor | None, negligible: float) -> bool:
+    """Whether contributions add up to a gradient, within rounding."""
+    total = sum((use.total(examples) for use in uses), start=torch.zeros(()))
+    wanted = torch.zeros(()) if target is None else target.detach().to_dense().float()
+    off = torch.linalg.vector_norm(total - wanted.reshape(total.shape) if uses else wanted)
+    return bool(off <= TOLERANCE * torch.linalg.vector_norm(wanted) + negligible)
