@@ -68,7 +68,8 @@ def test_the_answer_is_four_lines_the_value_first() -> None:
     )
     assert measuring == (
         "Source: per-example gradient norms, taken in the backward pass (examples), at 312 steps (at first every one, "
-        "later one in 4), worth 190 independent ones; taken alone, 21 % of them put |G|² below 0. About 40 further measurements would narrow the "
+        "later one in 4), worth 190 independent ones; taken alone, 21 % of them put |G|² below 0. About 40 further "
+        "measurements would narrow the "
         "interval to ±20 %."
     )
 
