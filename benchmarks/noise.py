@@ -45,12 +45,15 @@ from ratios import Ratio, ratio, shown
 
 TASKS = ("fashion-mnist-mlp", "fashion-mnist-cnn", "stdlib-lm")
 SIZES = (32, 256, 2048)
-WINDOW = 0.25  # seconds of steps that a loop is timed for, at least two steps
+WINDOW = 0.1  # seconds of steps that a loop is timed for, at least one step
+SLOW = 2.0  # seconds a step: then only `parts`, three times
 LONGEST_CYCLE = 20.0  # seconds
+LEAST_CYCLE, CYCLES_SECONDS, MOST_CYCLES = 0.05, 60.0, 300
 PRECISION_SECONDS = 20.0  # spent on the precision of each source, at most
 PRECISION_LEAST, PRECISION_MOST = 24, 400  # measurements
 MICRO = 4
 Step = Callable[[], None]
+Found = dict[str, Ratio | int | float]
 
 
 def loop_of(task: Task, size: int, micro: int = 1, **options: object) -> tuple[Step, NoiseMonitor | None]:
@@ -91,46 +94,53 @@ def sources_of(task: Task) -> dict[str, dict[str, object]]:
     return loops
 
 
-def compare(task: Task, size: int, repeats: int) -> dict[str, Ratio | int | float]:
-    """Ratios over the unwatched loop, interleaved; the default's own `every`."""
-    plain, _ = loop_of(task, size)
-    plain_micro, _ = loop_of(task, size, MICRO)
-    made = {name: loop_of(task, size, **options) for name, options in sources_of(task).items()}
-    made["micro 4"] = loop_of(task, size, MICRO, source="micro-batches", every=1)
-    loops = {"plain": plain, "plain micro": plain_micro, **{name: step for name, (step, _) in made.items()}}
-    for step in loops.values():
-        timed(step, 9)  # past the monitors' warm-up
-    one = timed(plain, 2)
-    count = max(2, math.ceil(WINDOW / one))
+def interleaved(loops: dict[str, Step], count: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds per step over `count` steps of every loop, once a repeat, in an order that changes."""
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for repeat in range(repeats):
         for name in random.Random(repeat).sample(sorted(loops), len(loops)):
             seconds[name].append(timed(loops[name], count))
-    found: dict[str, Ratio | int | float] = {
-        name: ratio(seconds[name], seconds["plain micro" if name == "micro 4" else "plain"]) for name in made
-    }
-    return {"seconds": statistics.median(seconds["plain"]), **found, **default(task, size, one, repeats)}
+    return seconds
 
 
-def default(task: Task, size: int, one: float, repeats: int) -> dict[str, Ratio | int | float]:
-    """The monitor as it comes: the `every` that it chooses, and a loop with it over whole cycles."""
+def compare(task: Task, size: int, repeats: int) -> Found:
+    """Ratios over the unwatched loop; the default's own `every`."""
+    plain, _ = loop_of(task, size)
+    timed(plain, 2)
+    one = timed(plain, 2)
+    slow = one > SLOW
+    made = {name: loop_of(task, size, **options) for name, options in sources_of(task).items()}
+    loops = {"plain": plain, **{name: step for name, (step, _) in made.items()}}
+    if not slow:
+        made["micro 4"] = loop_of(task, size, MICRO, source="micro-batches", every=1)
+        loops |= {"micro 4": made["micro 4"][0], "plain micro": loop_of(task, size, MICRO)[0]}
+    for step in loops.values():
+        timed(step, 8)  # past the monitors' warm-up
+    times = interleaved(loops, max(1, math.ceil(WINDOW / one)), 3 if slow else 2 * repeats)
+    ratios = {n: ratio(times[n], times["plain micro" if n == "micro 4" else "plain"]) for n in made}
+    return {"seconds": statistics.median(times["plain"]), **ratios, **default(task, size, one, repeats)}
+
+
+def default(task: Task, size: int, one: float, repeats: int) -> Found:
+    """The monitor as it comes: the `every` that it chooses, and a loop with it over whole cycles, one measurement each.
+
+    Cycles are short, so that both of a pair meet the same machine; there are as many as fit into `CYCLES_SECONDS`.
+    """
     step, monitor = loop_of(task, size, overhead=0.02)
     assert monitor is not None
     while monitor.every is None:
         step()
     every = monitor.every
-    found: dict[str, Ratio | int | float] = {"every": every, "overhead it reckons": monitor.report().overhead or 0.0}
+    found: Found = {"every": every, "overhead it reckons": monitor.report().overhead or 0.0}
     if one * every > LONGEST_CYCLE:
         return found
-    watched, _ = loop_of(task, size, every=every)
-    plain, _ = loop_of(task, size)
-    timed(watched, 8 + every)
-    cycles = every * max(1, math.ceil(2 * WINDOW / one / every))
-    pairs: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats):
-        for which in random.Random(repeat).sample((0, 1), 2):
-            pairs[which].append(timed((watched, plain)[which], cycles))
-    return {**found, "default": ratio(*pairs)}
+    loops = {"watched": loop_of(task, size, every=every)[0], "plain": loop_of(task, size)[0]}
+    for loop in loops.values():
+        timed(loop, 8 + every)
+    cycles = every * max(1, math.ceil(LEAST_CYCLE / one / every))
+    pairs = max(5, min(MOST_CYCLES, int(CYCLES_SECONDS / one / cycles / 2))) if repeats > 1 else 1
+    times = interleaved(loops, cycles, pairs)
+    return {**found, "default": ratio(times["watched"], times["plain"])}
 
 
 def precision(task: Task, size: int, one: float) -> dict[str, float]:
@@ -203,9 +213,8 @@ def main() -> None:
     for name in arguments.tasks.split(","):
         task = load_task(name)
         for size in map(int, arguments.sizes.split(",")):
-            repeats = arguments.repeats if name != "stdlib-lm" or size == 32 else 5  # seconds a step
-            found = results.setdefault(name, {})[size] = compare(task, size, repeats)
-            slow = found["seconds"] > 2
+            found = results.setdefault(name, {})[size] = compare(task, size, arguments.repeats)
+            slow = found["seconds"] > SLOW / 4
             exact = precise.setdefault(name, {})[size] = {} if slow else precision(task, size, found["seconds"])
             print(f"{name:17} {size:5} {1e6 * found['seconds']:10,.0f} us  {line_of(found, exact)}", flush=True)
     beside = peers(arguments.peers, arguments.repeats) if arguments.peers else {}

@@ -71,6 +71,34 @@ def nothing(*args: Any) -> None:
     """What a copied hook does."""
 
 
+class AtAccumulation:
+    """Hooks on the node that adds to a parameter's `.grad`: on what it is given, and on the parameter afterwards.
+
+    A hook on the parameter itself leaves something in it when it is removed, which torch calls at every backward pass
+    from then on. The node goes when nobody holds it, and its hooks with it.
+    """
+
+    def __init__(
+        self,
+        parameter: torch.Tensor,
+        before: Callable[[torch.Tensor], None] | None = None,
+        after: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
+        self.node: Any = torch.autograd.graph.get_gradient_edge(parameter).node
+        self.handles = []
+        if before is not None:
+            see = before
+            self.handles.append(self.node.register_prehook(lambda given: see(given[0])))
+        if after is not None:
+            look = after
+            self.handles.append(self.node.register_hook(lambda _, given: look(parameter)))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.node = None
+
+
 class Source(ABC):
     """Hooks that are there while a step is measured."""
 
@@ -86,7 +114,7 @@ class Source(ABC):
         self.names = [n for n, _ in trainable]
         self.parameters = [p for _, p in trainable]
         self.examples: list[int] = []  # of each forward pass since armed
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | AtAccumulation] = []
 
     def arm(self) -> None:
         """Hooks in: the next step is measured."""
@@ -94,7 +122,7 @@ class Source(ABC):
         self.examples, self._copies, self.why_not, self.lasting = [], {}, "", False
         for i, parameter in enumerate(self.parameters):
             if self.copying and parameter.requires_grad:  # it may have been frozen since
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._copying(i)))
+                self._handles.append(AtAccumulation(parameter, after=self._copying(i)))
         self._handles.append(self.model.register_forward_pre_hook(OfThisModel(self._see_inputs), with_kwargs=True))
         self._hook()
 
@@ -160,7 +188,9 @@ class Source(ABC):
 
 def entries(gradient: torch.Tensor) -> torch.Tensor:
     """Its numbers; of a sparse gradient those that are there."""
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+    if gradient.is_sparse:
+        return gradient.detach().coalesce().values()
+    return gradient.detach() if gradient.requires_grad else gradient
 
 
 def norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -193,7 +223,7 @@ class MicroBatches(Source):
         self._squares, self._again = {}, False
         for index, parameter in enumerate(self.parameters):
             if parameter.requires_grad:
-                self._handles.append(parameter.register_hook(self._seeing(index)))
+                self._handles.append(AtAccumulation(parameter, before=self._seeing(index)))
 
     def _seeing(self, index: int) -> Callable[[torch.Tensor], None]:
         def see(gradient: torch.Tensor) -> None:

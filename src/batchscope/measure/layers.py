@@ -70,16 +70,20 @@ def linear(module: nn.Module, x: torch.Tensor, d: torch.Tensor, m: int) -> Uses:
 
 
 def plain_linear_norms(module: nn.Module, x: torch.Tensor, d: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Squared norms (m,) per parameter for x (m, p) and d (m, q): |d_i|^2 |x_i|^2, and |d_i|^2; one pass over each."""
+    """Norms (m,) per parameter for x (m, p) and d (m, q): |d_i| |x_i|, and |d_i|; one pass over each tensor."""
     assert isinstance(module, nn.Linear)
-    squared = torch.linalg.vector_norm(d, dim=1, dtype=torch.promote_types(d.dtype, torch.float32)).square_()
+    norms = _row_norms(d)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     if module.weight.requires_grad:
-        along = torch.linalg.vector_norm(x.detach(), dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
-        found.append((module.weight, along.square_().mul_(squared)))
+        found.append((module.weight, _row_norms(x.detach()) * norms))
     if module.bias is not None and module.bias.requires_grad:
-        found.append((module.bias, squared))
+        found.append((module.bias, norms))
     return found
+
+
+def _row_norms(t: torch.Tensor) -> torch.Tensor:
+    wide = t.dtype in (torch.float32, torch.float64)
+    return torch.linalg.vector_norm(t, dim=1) if wide else torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
 
 
 def _embedding(module: nn.Module, x: torch.Tensor, d: torch.Tensor, m: int) -> Uses:

@@ -45,7 +45,7 @@ class PerExample(Source):
         self._verified: set[int] = set()  # parameters
         self._shared: set[int] = set()  # parameters that are used more than once in a forward pass
         self._uses: dict[tuple[int, int], list[Use]] = {}  # (parameter, forward pass) -> uses, where all are needed
-        self._squares: dict[int, list[torch.Tensor]] = {}  # parameter -> per forward pass (m,)
+        self._norms: dict[int, list[torch.Tensor]] = {}  # parameter -> per forward pass (m,): |c_i|
         self._expected: list[torch.Tensor | None] | None = None
         self._failures: dict[int, str] = {}  # parameter -> why its contributions were not to be had this time
         self._unexpected = ""  # why there is nothing to check against
@@ -67,10 +67,12 @@ class PerExample(Source):
         self.layers.append((module, formula or by_example))
 
     def _hook(self) -> None:
-        self._uses, self._squares, self._expected, self._failures = {}, {}, None, {}
+        self._uses, self._norms, self._expected, self._failures = {}, {}, None, {}
         self._unexpected = "the model's own forward pass, or the way from its output to the loss, was not seen"
         for module, formula in self.layers:
-            self._handles.append(module.register_forward_hook(OfThisModel(self._seeing(formula))))
+            plain = formula is linear and self.checked and self._alone(module)
+            see = self._seeing_plain(module) if plain else self._seeing(formula)
+            self._handles.append(module.register_forward_hook(OfThisModel(see)))
         if not self.checked:
             self._handles.append(self.model.register_forward_hook(OfThisModel(self._see_output)))
 
@@ -85,6 +87,36 @@ class PerExample(Source):
             def see_gradient(d: torch.Tensor) -> None:
                 if not self._nested and self.armed:
                     self._try_to_take(formula, module, x, d.detach(), forward_pass)
+
+            output.register_hook(see_gradient)
+
+        return see
+
+    def _seeing_plain(self, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+        """For a checked linear layer on (m, p) inputs in float32, with less Python, which is most of the price."""
+        usual = self._seeing(linear)
+        weight, bias = (self.index.get(id(p), -1) for p in (module.weight, module.bias))
+        norms, norm = self._norms, torch.linalg.vector_norm
+
+        def see(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            x = args[0] if len(args) == 1 else None
+            fits = x is not None and x.dim() == 2 and output.dtype is torch.float32 and not self._nested
+            if not fits or not output.requires_grad or not self.examples or x.shape[0] != self.examples[-1]:
+                usual(module, args, output)
+                return
+            forward_pass = len(self.examples)
+
+            def see_gradient(d: torch.Tensor) -> None:
+                if self._nested or not self._handles:
+                    return
+                if forward_pass != len(self.examples) or torch.is_autocast_enabled(d.device.type):
+                    self._try_to_take(linear, module, x, d.detach(), forward_pass)
+                    return
+                rows = norm(d, dim=1)
+                if weight >= 0:
+                    norms.setdefault(weight, []).append(norm(x, dim=1) * rows)
+                if bias >= 0:
+                    norms.setdefault(bias, []).append(rows)
 
             output.register_hook(see_gradient)
 
@@ -110,16 +142,16 @@ class PerExample(Source):
     def _take(self, formula: Formula, module: nn.Module, x: torch.Tensor, d: torch.Tensor, forward_pass: int) -> None:
         """One layer's contributions: their norms at once where nothing else adds to the same parameters."""
         m = self.examples[forward_pass - 1] if forward_pass else 0
-        if m == 0 or d.dim() == 0 or x.dim() == 0 or len(d) % m or len(x) % m:
+        if m == 0 or d.dim() == 0 or x.dim() == 0 or d.shape[0] % m or x.shape[0] % m:
             return  # no examples along the first dimension: the check finds that something is missing
-        if formula is linear and self.checked and x.dim() == 2 and len(x) == m and self._alone(module):
-            for parameter, squares in plain_linear_norms(module, x, d):
-                self._squares.setdefault(self.index[id(parameter)], []).append(squares)
+        if formula is linear and self.checked and x.dim() == 2 and x.shape[0] == m and self._alone(module):
+            for parameter, norms in plain_linear_norms(module, x, d):
+                self._norms.setdefault(self.index[id(parameter)], []).append(norms)
             return
         for parameter, use in formula(module, x, d, m):
             i = self.index[id(parameter)]
             if self.checked and i not in self._shared:
-                self._squares.setdefault(i, []).append(use.squared_norms())
+                self._norms.setdefault(i, []).append(use.squared_norms().sqrt_())
             else:
                 self._uses.setdefault((i, forward_pass), []).append(use)
 
@@ -162,16 +194,16 @@ class PerExample(Source):
                 return Reading(self.examples[0] if self.examples else 0, 1.0, math.nan, mean * math.nan, mean)
             self._check(NEGLIGIBLE * math.sqrt(float(mean.sum())))
         for (i, _), uses in sorted(self._uses.items(), key=lambda item: item[0]):
-            self._squares.setdefault(i, []).append(squared_norms(uses))
+            self._norms.setdefault(i, []).append(squared_norms(uses).clamp_min_(0).sqrt_())
         columns = [self._column(i) for i in range(len(self.parameters))]
-        m = max((len(c) for c in columns), default=0)
+        m = max((c.shape[0] for c in columns), default=0)
         self.why_not = self._why_nothing(columns, m)
         if self.why_not:
             return None
-        squares = self._stacked(columns, m, mean)
+        norms = self._stacked(columns, m, mean)
         if counts is None:
-            return Reading(m, 1.0, float(m), squares.sum(1) * m, mean)
-        return self._counted(squares, numbers(counts, m, least=0), mean)
+            return Reading(m, 1.0, float(m), torch.linalg.vector_norm(norms, dim=1).square_().mul_(m), mean)
+        return self._counted(norms.square(), numbers(counts, m, least=0), mean)
 
     def _why_nothing(self, columns: Sequence[torch.Tensor], m: int) -> str:
         """Why this step cannot be told; empty where it can."""
@@ -179,26 +211,27 @@ class PerExample(Source):
             return "parameters are not covered"
         if self._failures:
             return next(iter(self._failures.values()))
-        if not self._squares.keys() <= self._verified:
+        if not self._norms.keys() <= self._verified:
             self.checked = False  # the next measured step is
             return "a layer was used for the first time"
         if m < 2:
             return "one example a step"
-        return "" if all(len(c) in (0, m) for c in columns) else "a layer was used more often than when it was checked"
+        as_before = all(c.shape[0] in (0, m) for c in columns)
+        return "" if as_before else "a layer was used more often than when it was checked"
 
     @staticmethod
     def _stacked(columns: Sequence[torch.Tensor], m: int, mean: torch.Tensor) -> torch.Tensor:
         """(P, m); 0 for a parameter that was not used, and no numbers at all where one was used unseen."""
-        unused = [i for i, c in enumerate(columns) if not len(c)]
-        squares = torch.stack([c if len(c) else mean.new_zeros(m) for c in columns])
+        unused = [i for i, c in enumerate(columns) if not c.shape[0]]
         if not unused:
-            return squares
+            return torch.stack(list(columns))
+        norms = torch.stack([c if c.shape[0] else mean.new_zeros(m) for c in columns])
         unseen = (mean[unused] > NEGLIGIBLE**2 * mean.sum()).any()
-        return torch.where(unseen, math.nan, squares)
+        return torch.where(unseen, math.nan, norms)
 
     def _column(self, i: int) -> torch.Tensor:
-        """|c|^2 of all examples for parameter i; empty where it was not used."""
-        found = self._squares.get(i, [])
+        """|c| of all examples for parameter i; empty where it was not used."""
+        found = self._norms.get(i, ())
         return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
 
     @staticmethod
