@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup setup-dev study test test-frameworks check prove bench docs wheel clean
+.PHONY: setup setup-dev study test test-frameworks check prove bench bench-peers docs wheel clean
 
 setup: .venv/.run            ## what the main job needs
 setup-dev: .venv/.dev        ## and what tests and checks need
@@ -41,6 +41,13 @@ bench: setup-dev             ## comparisons as ratios, with the environment they
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/law_coverage.py
+	$(BIN)/python benchmarks/noise_coverage.py
+
+bench-peers: setup-dev       ## the noise monitor beside BackPACK and gns-pytorch, which get an environment of their own
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q -c constraints.txt torch numpy scipy packaging einops
+	.venv-peers/bin/python -m pip install -q --no-deps backpack-for-pytorch unfoldNd gns-pytorch
+	$(BIN)/python benchmarks/noise.py --save --peers .venv-peers/bin/python
 
 prove: setup-dev             ## what is too long for the tests; resumable; results under benchmarks/results/
 	$(BIN)/python benchmarks/prove.py

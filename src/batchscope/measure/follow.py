@@ -122,6 +122,7 @@ class _Watcher:
         adaptive = any("betas" in group for group in optimizer.param_groups)
         self.proxies: Proxies | None = proxies_of(optimizer, self.weights) if adaptive else None
         norms = batch_norms(model)
+        self.coupled = bool(norms)
         if norms:
             self.notes.append(
                 f"Batch norm ({norms[0]}) mixes the examples of a batch: the scale holds for batches of {self.size}, "
@@ -161,7 +162,7 @@ class _Watcher:
         """
         passes, size = min(steps, PASSES), self.size
         if passes == 1 and not (isinstance(self.source, PerExample) and self.proxies is None):
-            passes, size = 2, max(1, size // 2)
+            passes, size = 2, size if self.coupled else max(1, size // 2)
         gradients = [p.grad for p in self.weights]
         buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         batches = list(itertools.islice(self.data.epoch(epoch, size), passes))

@@ -61,12 +61,12 @@ def chosen(store: Store, fingerprint: str) -> tuple[int, Conditions] | None:
 
 
 def reference_in(store: Store, fingerprint: str) -> float | None:
-    """Examples of the task's reference run, where a study of this store has measured it."""
+    """Examples of the task's reference run, where a study of this store has measured it, or a noise run followed it."""
     for summary in store.studies():
         known = store.reference(summary.id) if summary.fingerprint == fingerprint else None
         if known is not None:
             return known[0]
-    return None
+    return next((run.crossed_at for _, run in store.noise_runs(fingerprint) if run.crossed_at is not None), None)
 
 
 def is_here(conditions: Conditions) -> bool:
