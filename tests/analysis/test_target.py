@@ -69,14 +69,14 @@ def test_crossing_is_the_brute_force_one(values: list[float]) -> None:
     found, expected = crossing(evaluations, GOAL), brute_crossing(evaluations, 1.0, 3)
     assert (found is None) == (expected is None) == (not crossed(evaluations, GOAL))
     if found is not None and expected is not None:
-        assert found.examples == pytest.approx(expected, rel=1e-3)
+        assert found.examples == pytest.approx(expected, rel=1e-3, abs=0.005)  # a 20,000th of 100 examples
         assert found.steps == pytest.approx(found.examples / 10)
         assert found.raw_examples is not None
         assert found.raw_examples <= found.examples * (1 + 1e-12)
     raw, expected_raw = raw_crossing(evaluations, GOAL), brute_crossing(evaluations, 1.0, 1)
     assert (raw is None) == (expected_raw is None)
     if raw is not None:
-        assert raw == pytest.approx(expected_raw, rel=1e-3)
+        assert raw == pytest.approx(expected_raw, rel=1e-3, abs=0.005)
 
 
 def test_a_single_lucky_evaluation_is_no_crossing() -> None:

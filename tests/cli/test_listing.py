@@ -232,7 +232,7 @@ def test_the_csv_of_a_profile_without_timings_is_its_header(here: Here) -> None:
 def test_the_csv_of_a_noise_run_holds_every_measurement(here: Here, noise_id: str) -> None:
     out = here("export", noise_id[:11]).out
     assert out.splitlines()[0] == (
-        "step,examples,parts,part_size,batch_size,mean_squared,parts_squared,loss,learning_rate"
+        "step,examples,parts,part_size,batch_size,mean_squared,parts_squared,loss,learning_rate,steps"
     )
     rows = [{k: json.loads(v or "null") for k, v in row.items()} for row in csv.DictReader(io.StringIO(out))]
     assert from_plain(tuple[GradientNorms, ...], rows) == make_noise_run().measurements

@@ -45,11 +45,13 @@ def squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 def naive(
     model: nn.Module, loss: Loss, parts: Parts, weights: Sequence[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(parts_squared, mean_squared), (P,) each: sum_i w_i |g_i|^2 and |sum_i w_i g_i|^2; equal weights by default."""
+    """(P,) each: sum_i w_i^2 |g_i|^2 / sum_i w_i^2 and |sum_i w_i g_i|^2; equal weights by default."""
     model, shares = twin(model), weights or [1 / len(parts)] * len(parts)
     found = [gradient(model, loss(model, wide(x), wide(y))) for x, y in parts]
     mean = [sum(w * g for w, g in zip(shares, each, strict=True)) for each in zip(*found, strict=True)]
-    return torch.stack([w * squares(g) for w, g in zip(shares, found, strict=True)]).sum(0), squares(mean)
+    together = sum(w * w for w in shares)
+    weighed = [w * w / together * squares(g) for w, g in zip(shares, found, strict=True)]
+    return torch.stack(weighed).sum(0), squares(mean)
 
 
 def examples(x: torch.Tensor, y: torch.Tensor) -> Parts:

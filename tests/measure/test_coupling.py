@@ -161,3 +161,12 @@ def test_a_batch_of_one_a_detached_loss_and_an_unknown_batch() -> None:
     assert not compares_examples((z[:1] @ z[:1].T).mean(), 1)
     assert not compares_examples((z @ z.T).mean().detach(), M)
     assert not compares_examples((z @ z.T).mean(), 0)
+
+
+def test_weights_made_of_parameters_are_no_comparison() -> None:
+    """A merged low-rank weight as wide as the batch is large: m x m, and no example in it."""
+    layer, down, up = nn.Linear(8, 8), nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
+    loss = nn.functional.linear(layer(torch.randn(8, 8)).relu(), up @ down).square().mean()
+    assert not compares_examples(loss, 8)
+    z = layer(torch.randn(8, 8))
+    assert compares_examples((z @ z.T).logsumexp(1).mean(), 8)

@@ -389,7 +389,7 @@ def test_an_overflow_is_no_reason_to_give_up() -> None:
 
 
 def test_counted_tokens() -> None:
-    """A mean over counted tokens, of which an example has none to 5; in units of tokens."""
+    """A mean over counted tokens, of which an example has none to 5."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY))
     x, _ = texts()
@@ -407,9 +407,8 @@ def test_counted_tokens() -> None:
         for reading in readings:
             agree(reading, expected)
             assert reading is not None
-            unit = float(torch.as_tensor(given).sum()) / 15
             assert reading.parts == 5
-            assert (reading.part_size, reading.batch_size) == pytest.approx((3 * unit, 15 * unit))
+            assert (reading.part_size, reading.batch_size) == pytest.approx((1.0, 15**2 / (25 + 1 + 9 + 4 + 16)))
 
 
 def test_counts_must_fit_the_examples() -> None:

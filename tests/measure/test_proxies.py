@@ -20,7 +20,7 @@ def norms(parts_squared: torch.Tensor, mean_squared: torch.Tensor, sizes: tuple[
         step=0,
         examples=0,
         parts=2,
-        part_size=sum(sizes) / 2,
+        part_size=sum(s * s for s in sizes) / sum(sizes),  # weights are the shares of the sizes
         batch_size=sum(sizes),
         mean_squared=float(mean_squared),
         parts_squared=float(parts_squared),
@@ -58,7 +58,7 @@ def test_adam_is_the_norm_of_gradients_over_the_root_of_the_second_moment() -> N
         decay = [0.95 ** (6 - t) for t in range(7)]
         v = torch.stack([d * g[i].square() for d, g in zip(decay, seen, strict=True)]).sum(0) / sum(decay)
         p = 1 / (v.sqrt() + 1e-3)
-        expected_parts += float((p * (0.25 * first[i].square() + 0.75 * second[i].square())).sum())
+        expected_parts += float((p * (first[i].square() + 9 * second[i].square()) / 10).sum())  # weights squared
         expected_mean += float((p * whole[i].square()).sum())
     assert (float(parts_squared), float(mean_squared)) == pytest.approx((expected_parts, expected_mean), rel=1e-4)
 

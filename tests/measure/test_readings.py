@@ -11,7 +11,7 @@ from batchscope.analysis.noise_scale import noise_scale
 from batchscope.measure import readings as module
 from batchscope.measure.gradients import Reading
 from batchscope.measure.readings import Readings
-from batchscope.records import NoiseReport
+from batchscope.records import GradientNorms, NoiseReport
 
 NAMES = ["body.weight", "body.bias", "head.weight", "scale"]
 BATCH = 8
@@ -130,8 +130,12 @@ def test_the_last_so_many() -> None:
 
 def test_layers_and_proxies_up_to_a_measurement() -> None:
     kept, _ = filled(40, proxies=True)
-    assert kept.layers(NAMES, 12)["head"] == noise_scale(kept.of([2])[:12], data_size=1000)
-    assert kept.proxies(12)["sign"] == noise_scale(kept.of_proxy("sign")[:12], data_size=1000, metric="sign")
+
+    def early(norms: GradientNorms) -> bool:
+        return norms.step < kept.totals()[12].step
+
+    assert kept.layers(NAMES, early)["head"] == noise_scale(kept.of([2])[:12], data_size=1000)
+    assert kept.proxies(early)["sign"] == noise_scale(kept.of_proxy("sign")[:12], data_size=1000, metric="sign")
 
 
 def test_one_layer_is_no_layers() -> None:

@@ -12,7 +12,8 @@ from naive_gradients import BATCH, DATA, data_set, estimates, exact, mean_and_er
 from torch import nn
 
 from batchscope.errors import UnsupportedTask, UsageError
-from batchscope.measure.gradients import MicroBatches, Source
+from batchscope.measure.accumulated import MicroBatches
+from batchscope.measure.gradients import Source
 from batchscope.measure.halves import Halves
 from batchscope.measure.per_example import PerExample
 from batchscope.measure.proxies import proxies_of

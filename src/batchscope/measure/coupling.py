@@ -72,8 +72,19 @@ def _sizes(node: Any, name: str) -> list[int]:
 
 
 def _computed(node: Any) -> bool:
-    """Whether a factor comes from a layer: not a constant, a parameter, or a parameter that was scaled or cast."""
-    return any(above.name() in LAYERS for above in _above(node))
+    """Whether a factor comes from data through a layer: not a constant, nor made of parameters alone (W + B A, say).
+
+    Data need no gradient, so that a layer they go into has an input that no node made. An embedding's is its indices.
+    """
+    layers = [above for above in _above(node) if above.name() in LAYERS]
+    return any(n.name() == "EmbeddingBackward0" or any(f is None for f, _ in _factors(n)) for n in layers)
+
+
+def _factors(node: Any) -> Any:
+    """What a product multiplies: not the bias that it adds (none is an input that no node made, too)."""
+    if node.name() == "ConvolutionBackward0":
+        return node.next_functions[:2]
+    return node.next_functions[-2:] if node.name() in PRODUCTS else node.next_functions[:2]
 
 
 @torch.no_grad()

@@ -15,20 +15,19 @@ import torch
 
 from batchscope.records import Deviations
 from batchscope.task import Batch, Task
-from batchscope.training.batches import Source, examples_in, make_source, mapped, units_in
+from batchscope.training.batches import Source, examples_in, make_source, mapped, split, units_in
 from batchscope.training.seeding import torch_drawing_from
 
 GROUPS = 64  # the largest batch compared is half the data set: two draws
 DRAWS = 16  # of each size below a group (a guess at what an interval needs)
-KEPT_BYTES = 1 << 29  # of groups' gradients held at once; a large model gets fewer groups
+KEPT_BYTES = 1 << 29  # of groups' gradients held at once; a large model gets fewer groups, and a gap below the smallest
 EPOCH = 1_000_000  # the first epoch number of the orders drawn here: training does not get there
 DRAWING_SEED = 0  # of what the model draws at random (dropout) meanwhile
 
 
 def cost_of(train_size: int) -> int:
     """Examples that one checkpoint takes, at most."""
-    group = max(1, train_size // GROUPS)
-    return train_size + DRAWS * sum(_below(group))
+    return train_size + DRAWS * sum(_below(train_size // GROUPS))
 
 
 def deviations(
@@ -56,23 +55,25 @@ def _measured(
     examples: int,
     precision: str,
 ) -> Deviations:
-    n = source.size
-    groups = max(2, min(GROUPS, n, KEPT_BYTES // max(1, 4 * sum(w.numel() for w in weights))))
+    n, count = source.size, sum(w.numel() for w in weights)
+    groups = max(2, min(GROUPS, n, KEPT_BYTES // max(1, 4 * count)))
     size = n // groups
-    rows, units, losses = [], [], []
-    for batch in source.epoch(EPOCH, size):
-        loss, gradient = _gradient(task, model, weights, batch, precision)
-        rows.append(gradient)
-        units.append(float(units_in(task, batch)))
-        losses.append(loss)
-    share = rows[0].new_tensor(units) / sum(units)
-    full = (share[:, None] * torch.stack(rows)).sum(0)
+    joined, units = weights[0].new_empty((groups, count), dtype=torch.float32), [0.0] * groups
+    full, everything, loss = joined.new_zeros(count), 0.0, 0.0
+    for i, batch in enumerate(source.epoch(EPOCH, size)):
+        mean_loss, gradient = _gradient(task, model, weights, batch, precision)
+        m = float(units_in(task, batch))
+        full.add_(gradient, alpha=m)
+        everything, loss = everything + m, loss + m * mean_loss
+        if i < groups:
+            joined[i], units[i] = gradient, m
+    full /= everything
     squared: dict[int, list[float]] = {}
-    for turn, small in enumerate(_below(size), 1):
+    for turn, small in enumerate(_below(n // GROUPS), 1):
         drawn = itertools.islice(source.epoch(EPOCH + turn, small), DRAWS)
         found = [_gradient(task, model, weights, b, precision)[1] for b in drawn if examples_in(b) == small]
         squared[small] = [_squared(g - full) for g in found]
-    joined, weight = torch.stack(rows[:groups]), share[:groups]
+    weight = joined.new_tensor(units)
     while len(joined) > 1:
         squared[size] = [_squared(row - full) for row in joined]
         pairs = len(joined) // 2
@@ -82,7 +83,7 @@ def _measured(
     return Deviations(
         step=step,
         examples=examples,
-        loss=sum(loss * float(s) for loss, s in zip(losses, share, strict=True)),
+        loss=loss / everything,
         data_size=n,
         squared_gradient=_squared(full),
         batch_sizes=tuple(sorted(squared)),
@@ -98,14 +99,20 @@ def _below(group: int) -> list[int]:
 def _gradient(
     task: Task, model: torch.nn.Module, weights: list[torch.nn.Parameter], batch: Batch, precision: str
 ) -> tuple[float, torch.Tensor]:
-    """The mean loss of a batch, and its gradient as one vector (float32)."""
-    batch = mapped(batch, torch.clone)  # a model may work on its input in place
-    with torch.autocast(weights[0].device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        loss = task.batch_loss(model, batch)
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    pairs = zip(found, weights, strict=True)
-    flat = [(torch.zeros_like(w) if g is None else g.to_dense()).flatten().float() for g, w in pairs]
-    return float(loss.detach()), torch.cat(flat)
+    """The mean loss of a batch, and its gradient as one vector (float32); in passes of at most the task's own size."""
+    parts = split(mapped(batch, torch.clone), task.batch_size)  # a model may work on its input in place
+    units = [float(units_in(task, part)) for part in parts]
+    total, loss = max(sum(units), 1.0), 0.0
+    vector = weights[0].new_zeros(sum(w.numel() for w in weights), dtype=torch.float32)
+    for part, n in zip(parts, units, strict=True):
+        if n > 0:
+            with torch.autocast(weights[0].device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                mean = task.batch_loss(model, part)
+            found = torch.autograd.grad(mean, weights, allow_unused=True)
+            flat = [torch.zeros_like(w) if g is None else g.to_dense() for g, w in zip(found, weights, strict=True)]
+            vector.add_(torch.cat([g.flatten().float() for g in flat]), alpha=n / total)
+            loss += float(mean.detach()) * n / total
+    return loss, vector
 
 
 def _squared(vector: torch.Tensor) -> float:

@@ -23,9 +23,10 @@ import torch
 
 from batchscope.analysis.target import crossing
 from batchscope.errors import CannotAnswer, UnsupportedTask
+from batchscope.measure.accumulated import MicroBatches
 from batchscope.measure.coupling import batch_norms, separable
 from batchscope.measure.deviation import cost_of, deviations
-from batchscope.measure.gradients import MicroBatches, Reading, Source
+from batchscope.measure.gradients import Reading, Source
 from batchscope.measure.per_example import PerExample
 from batchscope.measure.proxies import Proxies, proxies_of
 from batchscope.measure.readings import Readings
@@ -130,7 +131,9 @@ class _Watcher:
             )
             self.waiting, self.at_the_end = [], False
         by_example = PerExample(model)
-        self.source: Source = by_example if not norms and not by_example.uncovered else MicroBatches(model)
+        ragged = self.task.unit == "tokens" and self.task.count is not None  # counted by batches, not by examples
+        usable = not norms and not by_example.uncovered and not ragged
+        self.source: Source = by_example if usable else MicroBatches(model)
         if by_example.uncovered:
             self.notes.append(f"Source 'examples' was not used: {why_uncovered(by_example)}.")
         return self.seen
@@ -202,8 +205,7 @@ class _Watcher:
                 first = [self._gradient(p).clone() for p in self.weights]
         by_example = isinstance(self.source, PerExample)
         m = sum(map(examples_in, batches))
-        mean = sum(units) / m  # units of an example: sizes below are in examples
-        counts = counts_of(self.task, batches) if by_example else [n / mean for n in units]
+        counts = counts_of(self.task, batches) if by_example else units
         reading = self.source.read(counts)
         if reading is None or self.proxies is None or not first:
             return reading
@@ -241,13 +243,16 @@ class _Watcher:
         if self.at_the_end and result.outcome != "diverged":
             self._compare()
         measurements = self.readings.totals()
-        until = sum(1 for norms in measurements if crossed_at is None or norms.examples < crossed_at)
+
+        def before(norms: GradientNorms) -> bool:
+            return crossed_at is None or norms.examples < crossed_at
+
         return Followed(
             result=result,
             source=self.source.name,
             measurements=tuple(measurements),
-            layers=self.readings.layers(self.source.names, until),
-            proxies=self.readings.proxies(until),
+            layers=self.readings.layers(self.source.names, before),
+            proxies=self.readings.proxies(before),
             deviations=tuple(self.deviations),
             discarded=self.readings.discarded,
             crossed_at=crossed_at,
@@ -267,11 +272,11 @@ def checkpoint_cost(train_size: int, batch_size: int) -> int:
 
 
 def counts_of(task: Task, batches: Sequence[Batch]) -> torch.Tensor | None:
-    """(m,): counted tokens of each example over their mean, where they differ; so that units stay examples."""
+    """(m,): counted tokens of each example, where they differ."""
     if task.unit != "tokens" or task.count is not None:
         return None
     targets = [b["labels"] if isinstance(b, dict) and "labels" in b else b[1] for b in batches]
     if any(target.dim() < 2 for target in targets):
         return None
-    counts = torch.cat([(target != IGNORED_TARGET).flatten(1).sum(1).double() for target in targets])
-    return None if bool((counts == counts[0]).all()) else counts / counts.mean()
+    counts = torch.cat([(target != IGNORED_TARGET).flatten(1).sum(1) for target in targets])
+    return None if bool((counts == counts[0]).all()) else counts

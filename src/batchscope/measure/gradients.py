@@ -2,7 +2,7 @@
 
     examples       one part an example: norms taken in the ordinary backward pass (`per_example.py`)
     parts          the batch in two: one more backward pass, from the model's output, for the first half (`halves.py`)
-    micro-batches  the parts that the loop accumulates anyway: the norm of what each backward pass adds
+    micro-batches  the parts that the loop accumulates anyway: norms of what backward passes add (`accumulated.py`)
     replicas       the parts that data-parallel processes work on: as micro-batches, before they are averaged
 
 A source is *armed* before a step's forward pass and *read* after its last backward pass, when `.grad` holds the
@@ -10,32 +10,28 @@ batch's gradient, before clipping; armed, it has hooks in the model, and none ot
 `.grad`, w_i its share of the units that the loss averages over, sum_i a_i = g. Then the part's own gradient is
 g_i = a_i / w_i, and
 
-    parts_squared = sum_i w_i |g_i|^2 = sum_i |a_i|^2 / w_i            mean_squared = |g|^2
+    parts_squared = sum_i w_i^2 |g_i|^2 / sum_i w_i^2 = sum_i |a_i|^2 / sum_i w_i^2            mean_squared = |g|^2
 
-for each parameter apart; sums over parameters are sums of these. A loop that never divides by the number of its
-micro-batches has gradients longer by that factor in both.
+for each parameter apart; sums over parameters are sums of these. With these weights |G|^2 is unbiased whatever the
+covariance of each part (`shape_of`). A loop that never divides by the number of its micro-batches has gradients longer
+by that factor in both.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils.hooks import RemovableHandle
 
 from batchscope.errors import CannotAnswer
 from batchscope.training.batches import tensors_in
 
 Counts = torch.Tensor | Sequence[float] | None
-Hook = Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,18 @@ class Reading:
     parts_squared: torch.Tensor
     mean_squared: torch.Tensor
     proxies: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+def shape_of(weights: Sequence[float], examples: Sequence[float]) -> tuple[float, float, float]:
+    """(sum_i w_i^2, part_size, batch_size) of parts with these weights and examples.
+
+    With Cov(g_i) = Sigma_i, E|g|^2 = |G|^2 + sum_i w_i^2 tr(Sigma_i), so (|g|^2 - sum_i |a_i|^2) / (1 - sum_i w_i^2)
+    has the mean |G|^2: all products of two different parts. Sizes are chosen so that `analysis.noise_scale.draw` is
+    that; with Sigma_i = Sigma / m_i they turn the rest into tr(Sigma) of one example.
+    """
+    together = sum(w * w for w in weights)
+    spread = sum(w * w / m for w, m in zip(weights, examples, strict=True))
+    return together, together / spread, 1 / spread
 
 
 class OfThisModel:
@@ -88,7 +96,9 @@ class AtAccumulation:
         self.handles = []
         if before is not None:
             see = before
-            self.handles.append(self.node.register_prehook(lambda given: see(given[0])))
+            self.handles.append(
+                self.node.register_prehook(lambda given: see(given[0]) if given[0] is not None else None)
+            )
         if after is not None:
             look = after
             self.handles.append(self.node.register_hook(lambda _, given: look(parameter)))
@@ -97,6 +107,11 @@ class AtAccumulation:
         for handle in self.handles:
             handle.remove()
         self.node = None
+
+
+def _seen(see: Callable[[torch.Tensor], None], gradient: torch.Tensor | None) -> None:
+    if gradient is not None:  # a function of the user's may return none
+        see(gradient)
 
 
 class Source(ABC):
@@ -204,134 +219,9 @@ def first_dimension(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     return next((len(t) for t in tensors_in([list(args), dict(kwargs)]) if t.dim() > 0), 0)
 
 
-class MicroBatches(Source):
-    """The parts are the micro-batches of one step; with data parallelism, those of all processes.
-
-    A hook on each parameter sees what a backward pass is about to add to `.grad`, before processes average it.
-    Processes count alike, as in DistributedDataParallel; the micro-batches of one process by their units.
-    """
-
-    def __init__(self, model: nn.Module, group: Any = None) -> None:
-        super().__init__(model)
-        self.group = group
-        self.replicas = dist.get_world_size(group) if group is not None else 1
-        self.name = "replicas" if self.replicas > 1 else "micro-batches"
-        self._squares: dict[int, dict[int, torch.Tensor]] = {}  # forward passes so far -> parameter -> |a_i|^2
-        self._again = False  # a second backward pass through one forward pass: norms of sums are not sums of norms
-
-    def _hook(self) -> None:
-        self._squares, self._again = {}, False
-        for index, parameter in enumerate(self.parameters):
-            if parameter.requires_grad:
-                self._handles.append(AtAccumulation(parameter, before=self._seeing(index)))
-
-    def _seeing(self, index: int) -> Callable[[torch.Tensor], None]:
-        def see(gradient: torch.Tensor) -> None:
-            found = self._squares.setdefault(len(self.examples), {})
-            self._again |= index in found
-            found[index] = norms([entries(gradient)])[0].square()
-
-        return see
-
-    def backward_passes(self) -> int:
-        """How many backward passes there were since the source was armed."""
-        return len(self._squares)
-
-    def _read(self, counts: Counts) -> Reading | None:
-        mean = self.mean_squared()
-        sizes = self._sizes(counts)
-        if self.replicas == 1 and (len(sizes) < 2 or not all(sizes)):
-            self.why_not = self._why_not(sizes)
-            return None
-        squares, shape = self._local(mean, sizes)
-        if self.replicas == 1:
-            return Reading(len(sizes), 1 / shape[0], 1 / shape[1], squares, mean)
-        together = torch.cat([squares, mean.new_tensor(shape)])  # every process takes part, whatever it knows
-        dist.all_reduce(together, group=self.group)
-        together /= self.replicas
-        part_size, batch_size = 1 / together[-2], self.replicas / together[-1]
-        return Reading(len(sizes) * self.replicas, part_size, batch_size, together[:-2], mean)
-
-    def _local(self, mean: torch.Tensor, sizes: Sequence[float]) -> tuple[torch.Tensor, list[float]]:
-        """This process's sum_i |a_i|^2 / w_i per parameter, sum_i w_i / m_i, sum_i w_i^2 / m_i; nan if unknown."""
-        if not sizes or not all(sizes):
-            return torch.full_like(mean, math.nan), [math.nan, math.nan]
-        weights = [size / sum(sizes) for size in sizes]
-        zero = mean.new_zeros(())
-        parts = [
-            torch.stack([part.get(i, zero) for i in range(len(mean))]) / weight
-            for part, weight in zip(self._squares.values(), weights, strict=True)
-        ]
-        pairs = list(zip(weights, sizes, strict=True))
-        return torch.stack(parts).sum(0), [sum(w / m for w, m in pairs), sum(w * w / m for w, m in pairs)]
-
-    def _sizes(self, counts: Counts) -> list[float]:
-        """Units of this process's micro-batches; zeros where they differ and were not told."""
-        keys = sorted(self._squares)
-        if self._again:
-            return [0.0] * len(keys)
-        if counts is not None:
-            return numbers(counts, len(keys))
-        sizes = [float(sum(self.examples[a:b])) for a, b in itertools.pairwise([0, *keys])]
-        return sizes if len(set(sizes)) <= 1 else [0.0] * len(sizes)
-
-    def _why_not(self, sizes: Sequence[float]) -> str:
-        if self._again:
-            return "several backward passes through one forward pass"
-        if len(sizes) < 2:
-            return "one micro-batch a step"
-        return "micro-batches of unlike or unknown size: give `step` the `counts`"
-
-
 def numbers(counts: torch.Tensor | Sequence[float], parts: int, least: float = 1e-9) -> list[float]:
     """The units of each part, each of them at least that. Raises CannotAnswer where there are not as many as parts."""
     found = [float(c) for c in (counts.tolist() if isinstance(counts, torch.Tensor) else counts)]
     if len(found) != parts or not all(c >= least for c in found) or not sum(found):
         raise CannotAnswer(f"expected positive counts of {parts} parts, got {found}: give `counts` one number a part")
     return found
-
-
-class Buckets(Source):
-    """Replicas, by a communication hook of DistributedDataParallel: norms bucket by bucket, for all parameters at once.
-
-    Such a hook cannot be removed from a model again; while nothing is measured it costs a comparison per bucket.
-    """
-
-    name = "replicas"
-
-    def __init__(self, model: nn.Module, group: Any = None) -> None:
-        super().__init__(model)
-        self.group, self.names = group, ["all parameters"]
-        self._squared: torch.Tensor | None = None
-        self._passes = 0  # backward passes that averaged; only after the first does `.grad` hold this replica's alone
-
-    def hook_around(self, inner: Hook | None = None) -> Hook:
-        """For `ddp.register_comm_hook(None, ...)`: takes norms, then does what `inner` does.
-
-        `inner` is the hook that would have been registered otherwise (compression, say); default: torch's own, which
-        averages.
-        """
-
-        def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-            if self.armed:
-                squared = norms([bucket.buffer()])[0].square()
-                self._squared = squared if self._squared is None else self._squared + squared
-                self._passes += bucket.is_last()
-            return inner(state, bucket) if inner is not None else default_hooks.allreduce_hook(self.group, bucket)
-
-        # DDP compares a hook's annotations with these types, and in this file annotations are strings
-        hook.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
-        return hook
-
-    def _hook(self) -> None:
-        self._squared, self._passes = None, 0
-
-    def _read(self, counts: Counts) -> Reading | None:
-        mean, replicas = self.mean_squared().sum(), dist.get_world_size(self.group)
-        size = float(sum(self.examples if counts is None else map(float, counts)))
-        known = self._squared is not None and self._passes == 1 and size > 0
-        own = [self._squared, mean.new_tensor(1 / size)] if known else [mean.new_tensor(math.nan)] * 2
-        together = torch.stack(own)
-        dist.all_reduce(together, group=self.group)
-        together /= replicas
-        return Reading(replicas, 1 / together[1], replicas / together[1], together[:1], mean.reshape(1))

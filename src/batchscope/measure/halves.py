@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from batchscope.errors import UnsupportedTask
-from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, entries, norms, numbers
+from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, entries, norms, numbers, shape_of
 from batchscope.measure.proxies import Proxies
 
 REMAINDER = 1e-2  # of the gradient's norm: bfloat16 rounds by 4e-3, and what is missed adds 1e-4 |g|^2 to tr(Sigma)
@@ -67,9 +67,9 @@ def added(a: Gradient | None, b: Gradient) -> Gradient:
 
 
 def _gradient_of(rows: slice, output: torch.Tensor, d: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradient:
-    masked = torch.zeros_like(d)
-    masked[rows] = d[rows]
     try:
+        masked = torch.zeros_like(d)
+        masked[rows] = d[rows]
         found = torch.autograd.grad(output, list(parameters), masked, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise UnsupportedTask(
@@ -130,16 +130,16 @@ class Halves(Source):
             return None
         m = self.examples[0]
         units = numbers(counts, m, least=0) if counts is not None else [1.0] * m
-        sizes = [sum(units[: m // 2]), sum(units[m // 2 :])]
-        if not all(sizes):
+        counted, sizes = [sum(units[: m // 2]), sum(units[m // 2 :])], [float(m // 2), float(m - m // 2)]
+        if not all(counted):
             self.why_not = "half a batch without counted units"
             return None
-        weights = [size / sum(sizes) for size in sizes]
+        weights = [n / sum(counted) for n in counted]
         whole = _filled(self.gradients(), self.parameters)
         halves = self._halves(whole, weights)
-        squares = torch.stack([w * torch.stack(norms(half)).square() for w, half in zip(weights, halves, strict=True)])
-        part_size = 1 / sum(w / size for w, size in zip(weights, sizes, strict=True))
-        batch_size = 1 / sum(w * w / size for w, size in zip(weights, sizes, strict=True))
+        pairs = zip(weights, halves, strict=True)
+        together, part_size, batch_size = shape_of(weights, sizes)
+        squares = torch.stack([w * w / together * torch.stack(norms(half)).square() for w, half in pairs])
         proxies = self.proxies(whole, halves, weights, sizes) if self.proxies is not None else {}
         return Reading(2, part_size, batch_size, squares.sum(0), mean, proxies)
 

@@ -1,7 +1,7 @@
 """How long is each example's gradient, in the backward pass that is made anyway? The source `examples`.
 
 A hook on every layer sees its input x and, in the backward pass, the gradient d at its output: what `layers.py` needs.
-Example i adds c_i to the batch's gradient, g_i = c_i / w_i, so that parts_squared = sum_i |c_i|^2 / w_i; w_i = 1 / m,
+Example i adds c_i = w_i g_i to the batch's gradient, so that parts_squared = sum_i |c_i|^2 / sum_i w_i^2; w_i = 1 / m,
 or its share of the counted tokens.
 
 The formulas rest on things that a model may break: examples along the first dimension, weights that are used through
@@ -23,7 +23,7 @@ from torch import nn
 
 from batchscope.errors import UnsupportedTask
 from batchscope.measure.factors import Use, squared_norms
-from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, numbers
+from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, numbers, shape_of
 from batchscope.measure.halves import added, gradient_of_first, one_output
 from batchscope.measure.layers import Formula, by_example, formula_of, linear, plain_linear_norms
 
@@ -235,11 +235,11 @@ class PerExample(Source):
         return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
 
     @staticmethod
-    def _counted(squares: torch.Tensor, sizes: Sequence[float], mean: torch.Tensor) -> Reading:
-        """With the loss a mean over tokens, of which example i has sizes[i], perhaps none: in units of tokens."""
-        total, parts = sum(sizes), sum(size > 0 for size in sizes)
-        shares = squares.new_tensor([size / total if size else math.inf for size in sizes])
-        return Reading(parts, total / parts, total, (squares / shares).sum(1), mean)
+    def _counted(squares: torch.Tensor, counts: Sequence[float], mean: torch.Tensor) -> Reading:
+        """With the loss a mean over tokens, of which example i has counts[i], perhaps none."""
+        counted = [n for n in counts if n > 0]
+        together, part_size, batch_size = shape_of([n / sum(counted) for n in counted], [1.0] * len(counted))
+        return Reading(len(counted), part_size, batch_size, squares.sum(1) / together, mean)
 
     def _check(self, negligible: float) -> None:
         """Compare the contributions with the gradient of the first half of the first pass, and with `.grad`."""
@@ -268,6 +268,6 @@ class PerExample(Source):
 def _agree(uses: Sequence[Use], examples: slice, target: torch.Tensor | None, negligible: float) -> bool:
     """Whether contributions add up to a gradient, within rounding."""
     total = sum((use.total(examples) for use in uses), start=torch.zeros(()))
-    wanted = torch.zeros(()) if target is None else target.detach().to_dense().float()
+    wanted = torch.zeros_like(total) if target is None else target.detach().to_dense().float()
     off = torch.linalg.vector_norm(total - wanted.reshape(total.shape) if uses else wanted)
     return bool(off <= TOLERANCE * torch.linalg.vector_norm(wanted) + negligible)

@@ -7,7 +7,7 @@ time. What is kept for good are two numbers per parameter and measurement, in do
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,16 @@ from batchscope.records import GradientNorms, NoiseReport, NoiseScale
 
 TOGETHER = 64
 REMEMBERED = 0.05  # of |G|^2: from there on a reader is told
+MOST = 8192  # measurements that are kept: of 1,000 tensors, 130 MB
 LATEST = 4  # the latest 1/4 of the measurements are reported apart
+
+
+Which = Callable[[GradientNorms], bool]
+
+
+def always(norms: GradientNorms) -> bool:
+    """All measurements."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Readings:
     ) -> None:
         """One measured step, as in `GradientNorms`; `scale` is the loss's scale that gradients still have."""
         self.count += 1
-        kept_loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        kept_loss = loss.detach().clone() if isinstance(loss, torch.Tensor) else loss  # it may be overwritten
         self._waiting.append(_Waiting(step, examples, reading, kept_loss, learning_rate, scale, steps))
         if len(self._waiting) == TOGETHER:
             self.fetch()
@@ -97,6 +106,15 @@ class Readings:
             self._kept.append(_Kept(frame, squares, proxies))
         self._waiting = []
 
+    @property
+    def full(self) -> bool:
+        """Whether there are so many that a long run should measure half as often from now on."""
+        return len(self._kept) >= MOST
+
+    def thin(self) -> None:
+        """Keep every second measurement: evenly spread still, where the next ones are twice as far apart."""
+        self._kept = self._kept[::2]
+
     def totals(self) -> list[GradientNorms]:
         """Over all parameters."""
         self.fetch()
@@ -105,7 +123,8 @@ class Readings:
     def of(self, indices: Sequence[int]) -> list[GradientNorms]:
         """Over some of the parameters."""
         self.fetch()
-        return [kept.norms(*map(float, kept.squares[:, list(indices)].sum(1))) for kept in self._kept]
+        chosen = list(indices)
+        return [kept.norms(*map(float, kept.squares[:, chosen].sum(1))) for kept in self._kept]
 
     def of_proxy(self, metric: str) -> list[GradientNorms]:
         """In another metric, where it was measured."""
@@ -117,19 +136,19 @@ class Readings:
             norms, data_size=self.data_size, precision=precision, metric=metric, discarded=self.discarded
         )
 
-    def layers(self, names: Sequence[str], until: int | None = None, precision: float = 0.2) -> dict[str, NoiseScale]:
-        """By module: the parameters whose names share all but their last part; of the first `until` measurements."""
+    def layers(self, names: Sequence[str], which: Which = always, precision: float = 0.2) -> dict[str, NoiseScale]:
+        """By module: the parameters whose names share all but their last part; of some of the measurements."""
         modules = list(dict.fromkeys(_module(name) for name in names))
         if len(modules) < 2:
             return {}
         members = {module: [i for i, name in enumerate(names) if _module(name) == module] for module in modules}
-        return {module: self.scale(self.of(indices)[:until], precision) for module, indices in members.items()}
+        return {m: self.scale(list(filter(which, self.of(inside))), precision) for m, inside in members.items()}
 
-    def proxies(self, until: int | None = None, precision: float = 0.2) -> dict[str, NoiseScale]:
+    def proxies(self, which: Which = always, precision: float = 0.2) -> dict[str, NoiseScale]:
         """By metric."""
         self.fetch()
         metrics = dict.fromkeys(metric for kept in self._kept for metric in kept.proxies)
-        return {m: self.scale(self.of_proxy(m)[:until], precision, m) for m in metrics}
+        return {m: self.scale(list(filter(which, self.of_proxy(m))), precision, m) for m in metrics}
 
     def report(
         self,
@@ -150,13 +169,18 @@ class Readings:
         some = totals[-last:] if last else totals
         index = {name: i for i, name in enumerate(names)}
         whole = self.scale(some, precision)
+        first = some[0].step if some else 0
+
+        def late(norms: GradientNorms) -> bool:
+            return norms.step >= first
+
         members = {group: [index[n] for n in inside if n in index] for group, inside in groups.items()}
         return NoiseReport(
             scale=whole,
             latest=self.scale(some[-max(1, len(some) // LATEST) :], precision),
-            layers=self.layers(names, precision=precision),
-            groups={group: self.scale(self.of(inside), precision) for group, inside in members.items() if inside},
-            proxies=self.proxies(precision=precision),
+            layers=self.layers(names, late, precision),
+            groups={n: self.scale(list(filter(late, self.of(at))), precision) for n, at in members.items() if at},
+            proxies=self.proxies(late, precision),
             source=source,
             parts=some[-1].parts if some else 0,
             batch_size=some[-1].batch_size if some else 0.0,

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 from batchscope.errors import UnsupportedTask, UsageError
+from batchscope.measure.accumulated import MicroBatches
 from batchscope.measure.coupling import batch_norms
-from batchscope.measure.gradients import MicroBatches, Source
+from batchscope.measure.gradients import Source
 from batchscope.measure.halves import Halves
 from batchscope.measure.per_example import PerExample
 from batchscope.measure.proxies import Proxies

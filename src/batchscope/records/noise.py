@@ -4,8 +4,8 @@ Measured and stored: `GradientNorms`, one line per measured step, and the `Devia
 together `NoiseRun`. Computed from it: `NoiseScale`, and `NoiseResult`, the answer of `noise`.
 
 Symbols: g_i the gradient of part i of a batch (a micro-batch, a replica's share, one example), w_i its weight in the
-batch gradient g = sum_i w_i g_i (the weights sum to 1), m_i its units (examples, or tokens), G the full gradient,
-Sigma the covariance of one unit's gradient, N the units of the data set.
+batch gradient g = sum_i w_i g_i (the weights sum to 1; shares of the examples, or of the counted tokens), m_i its
+examples, G the full gradient, Sigma the covariance of one example's gradient, N the examples of the data set.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ NOISE_METRICS = ("euclidean", "adam", "sign")  # the last two are proxies
 class GradientNorms:
     """One measurement: squared norms of a batch's gradient and of its parts, at the same weights, before clipping.
 
-    With E|g_i|^2 = |G|^2 + tr(Sigma) / m_i:
-
-        mean_squared   |g|^2              = |G|^2 + tr(Sigma) / batch_size   in expectation
-        parts_squared  sum_i w_i |g_i|^2  = |G|^2 + tr(Sigma) / part_size    in expectation
-        batch_size     1 / sum_i w_i^2 / m_i     equal parts: their number times their size
-        part_size      1 / sum_i w_i / m_i       equal parts: their size
+        mean_squared   |g|^2                                 = |G|^2 + tr(Sigma) / batch_size   in expectation
+        parts_squared  sum_i w_i^2 |g_i|^2 / sum_i w_i^2     = |G|^2 + tr(Sigma) / part_size    in expectation
+        batch_size     1 / sum_i w_i^2 / m_i                 equal parts: their number times their size
+        part_size      sum_i w_i^2 / sum_i w_i^2 / m_i       equal parts: their size
 
     Both norms are of the mean loss: a mixed-precision loss scale is divided out.
     """
@@ -146,6 +144,7 @@ class NoiseRun:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     measured_at: str = ""  # UTC, ISO 8601
+    checkpoints: int = 0  # as asked for
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _stored(store: Store, asked: Asked) -> tuple[NoiseRun | None, str]:
     """The newest run that answers the same question; gradients do not depend on the machine."""
     goal = goal_of(store, asked)
     for run_id, run in store.noise_runs(asked.checked.fingerprint):
-        enough = len(run.deviations) >= asked.checkpoints or asked.budget is not None
+        enough = run.checkpoints >= asked.checkpoints
         if (run.seed, run.budget, run.goal) == (asked.seed, asked.budget, goal) and enough:
             return run, run_id
     return None, ""
@@ -234,6 +234,7 @@ def _run_of(asked: Asked, plan: Plan, conditions: Conditions, seen: Followed, se
         steps=result.steps,
         seconds=seconds,
         notes=(*plan.notes, *seen.notes),
+        checkpoints=asked.checkpoints,
         measured_at=datetime.now(UTC).isoformat(),
     )
 
