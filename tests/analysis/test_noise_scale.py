@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from batchscope.analysis.noise_scale import draw, noise_scale, plan, usable
+from batchscope.analysis.noise_scale import draw, noise_scale, usable
 from batchscope.records import GradientNorms
 
 Array = NDArray[np.float64]
@@ -91,30 +91,6 @@ def test_averages_of_gaussian_gradients_are_the_truth() -> None:
     errors = draws.std(axis=0, ddof=1) / math.sqrt(len(draws)) / [100.0, 1.0]
     assert np.all(np.abs(draws.mean(axis=0) / [100.0, 1.0] - 1) < 3 * errors)
     assert np.all(errors < 0.003)
-
-
-def test_variances_are_the_formulas_and_plan_rests_on_them() -> None:
-    """G lies along all directions equally: G'Sigma G = |G|^2 tr(Sigma) / D here, and D / d_eff is known."""
-    trace, squared, b, parts, n = 200.0, 1.0, 64, 8, 20_000
-    draws = np.array([draw(m) for m in run_of(*norms(np.random.default_rng(3), trace, squared, (n,), b, parts))])
-    of_square = trace**2 / D_EFF
-    exact = np.array(
-        [
-            2 * of_square / (parts - 1),
-            4 * squared * trace / D / b + 2 * of_square / b**2 * parts / (parts - 1),
-        ]
-    )
-    assert draws.var(axis=0) == pytest.approx(exact, rel=0.05)
-    assert np.cov(draws.T)[0, 1] == pytest.approx(-exact[0] / b, rel=0.1)
-    x = trace / squared / b
-    k = plan(trace / squared, b, D_EFF, 0.1, parts)
-    means = draws[: n // k * k].reshape(-1, k, 2).mean(axis=1)
-    spread = float(np.std(np.log(means[:, 0] / means[:, 1])))
-    guessed = 4 * x / D_EFF - 4 * x / D  # plan takes G'Sigma G = |G|^2 tr(Sigma) / d_eff
-    assert 1.96 * math.sqrt(spread**2 + guessed / k) == pytest.approx(0.1, rel=0.15)
-    assert plan(1e-6, 1e6, 50.0) == 8
-    with pytest.raises(ValueError, match="at least 2 parts"):
-        plan(100.0, 64, 50.0, parts=1)
 
 
 def test_a_resolved_scale_is_fieller_by_bisection() -> None:

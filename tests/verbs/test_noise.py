@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import batchscope as bs
+from batchscope.measure.follow import steps_for, watched
 from batchscope.records import NoiseResult
 from batchscope.store.sqlite import open_store
 from batchscope.task import Task
@@ -58,7 +59,7 @@ def test_a_budget_cuts_the_run_or_leaves_checkpoints_out(small: Task) -> None:
     whole = plan_of(ask(small), None, small.goal, "fp32")
     assert (whole.checkpoints, whole.spec.stop.cap_examples, whole.notes) == (3, None, ())
     half = plan_of(ask(small, budget=1.0), 1000.0, small.goal, "fp32")  # two examples for each of the run's
-    assert (half.checkpoints, half.spec.stop.cap_examples) == (0, 500)
+    assert (half.checkpoints, half.spec.stop.cap_examples) == (0, 496)  # 31 steps of 16
     assert half.notes == ("3 checkpoints were left out: the budget has no room for them.",)
     unknown = plan_of(ask(small, budget=0.5), None, small.goal, "fp32")
     assert unknown.spec.stop.cap_examples == small.budget_examples // 4
@@ -94,3 +95,12 @@ def test_what_cannot_be_asked_is_refused(asked: dict, sentence: str, small: Task
     with pytest.raises(bs.UsageError, match=sentence):
         noise(small, path, **asked)
     assert not path.exists()
+
+
+def test_what_measuring_takes_follows_its_schedule() -> None:
+    assert watched(64, 8) == watched(64, 100) == 128  # at first every step is measured, on a batch
+    assert watched(10_000, 8) == pytest.approx(20_000, abs=8)
+    assert watched(10_000, 64) == pytest.approx(10_000 + 960 + sum(64 * 8 for _ in range(3)) + 450, rel=0.15)
+    for batches in (2, 129, 5000):
+        steps = steps_for(batches, 64)
+        assert watched(steps, 64) <= batches < watched(steps + 1, 64)

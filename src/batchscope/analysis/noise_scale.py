@@ -136,31 +136,6 @@ def _weights(kept: Sequence[GradientNorms]) -> Array:
     return np.minimum(1.0, sizes / np.median(sizes)) if kept else sizes
 
 
-def plan(b_simple: float, batch_size: float, d_eff: float, precision: float = 0.2, parts: int = 2) -> int:
-    """Measurements that an interval of half width `precision` (of log B_simple) takes, told in advance.
-
-    Of R = `parts` equal parts of a batch of B units, Gaussian noise, x = B_simple / B and
-    d_eff = tr(Sigma)^2 / tr(Sigma^2), the number of directions that share the noise:
-
-        Var(tr) = 2 tr(Sigma^2) / (R - 1)     Var(|G|^2) = 4 G'Sigma G / B + 2 tr(Sigma^2) / B^2 * R / (R - 1)
-
-    Cov(tr, |G|^2) = -Var(tr) / B, as |g|^2 and the differences of the parts are independent. G'Sigma G depends on where
-    G points and is put to |G|^2 tr(Sigma) / d_eff, its average over G ~ N(0, Sigma): a guess. Then
-
-        Var(log ratio) = (2 / d_eff) ((1 + x)^2 / (R - 1) + x^2 + 2 x),      K = z^2 Var(log ratio) / precision^2
-
-    with z = 1.96, and at least `LEAST`. Raises ValueError where an argument is not positive or there is one part.
-    """
-    if min(b_simple, batch_size, d_eff, precision) <= 0 or parts < 2:
-        raise ValueError(
-            f"expected positive numbers and at least 2 parts, got b_simple={b_simple:g}, batch_size={batch_size:g}, "
-            f"d_eff={d_eff:g}, precision={precision:g}, parts={parts}: give a guess of each"
-        )
-    x = b_simple / batch_size
-    variance = 2 / d_eff * ((1 + x) ** 2 / (parts - 1) + x * x + 2 * x)
-    return max(LEAST, math.ceil((float(stats.norm.ppf(0.5 + LEVEL / 2)) / precision) ** 2 * variance))
-
-
 def _means(draws: Array, weights: Array) -> _Means:
     """Means over K >= 8 draws (K, 2) and their covariance, from differences of neighbours.
 
@@ -192,7 +167,7 @@ def _means(draws: Array, weights: Array) -> _Means:
     if squares.sum() > 0:
         scaled = squares / squares.max()
         df = min(df, float(2 * scaled.sum() ** 2 / (scaled @ scaled)))
-    effective = float(weights.sum())
+    effective = float(min(weights.sum(), weights.sum() ** 2 / (weights @ weights)))  # short batches; Kish
     if phi:
         df = 1 / (1 / df + 2 * (1 + phi) / ((1 - phi) * len(draws)))
         single, k = _differences(draws, weights, 1)  # its variance is 1 - phi of that of independent draws

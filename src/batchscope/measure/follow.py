@@ -266,6 +266,27 @@ def gap_at(step: int, every: int) -> int:
     return min(every, 2 ** int(math.log2(step / DENSE + 1)))
 
 
+def watched(steps: int, every: int) -> int:
+    """Batches that so many steps take, those of their measurements included."""
+    return _schedule(lambda done, taken: done >= steps, every)[1]
+
+
+def steps_for(batches: float, every: int) -> int:
+    """The most steps that take no more than so many batches, measurements included."""
+    return _schedule(lambda done, taken: taken > batches, every)[0] - 1
+
+
+def _schedule(over: Callable[[int, int], bool], every: int) -> tuple[int, int]:
+    """(steps, batches taken) when it is over."""
+    steps = taken = due = 0
+    while not over(steps, taken):
+        if steps == due:
+            gap = gap_at(steps, every)
+            taken, due = taken + min(gap, PASSES), due + gap
+        steps, taken = steps + 1, taken + 1
+    return steps, taken
+
+
 def checkpoint_cost(train_size: int, batch_size: int) -> int:
     """Examples that one checkpoint takes, at most."""
     return cost_of(train_size) + AT_CHECKPOINT * PASSES * max(1, min(batch_size, train_size // PASSES))

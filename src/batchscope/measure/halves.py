@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from batchscope.errors import UnsupportedTask
 from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, entries, norms, numbers, shape_of
@@ -51,7 +52,7 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 
 def gradient_of_first(
-    k: int, m: int, output: torch.Tensor, d: torch.Tensor, parameters: Sequence[torch.Tensor]
+    k: int, m: int, output: GradientEdge, d: torch.Tensor, parameters: Sequence[torch.Tensor]
 ) -> Gradient:
     """What the first k of m examples add to each parameter's gradient; called while the backward pass begins.
 
@@ -66,7 +67,7 @@ def added(a: Gradient | None, b: Gradient) -> Gradient:
     return [y if x is None else x if y is None else x + y for x, y in pairs]
 
 
-def _gradient_of(rows: slice, output: torch.Tensor, d: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradient:
+def _gradient_of(rows: slice, output: GradientEdge, d: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradient:
     try:
         masked = torch.zeros_like(d)
         masked[rows] = d[rows]
@@ -106,9 +107,10 @@ class Halves(Source):
         elif m < 2:
             self.why_not = "one example a step"
         else:
-            found.register_hook(lambda d: self._see_gradient(found, d, len(d) // m * (m // 2)))
+            edge = get_gradient_edge(found)  # of the output as it is now: it may yet be changed in place
+            found.register_hook(lambda d: self._see_gradient(edge, d, len(d) // m * (m // 2)))
 
-    def _see_gradient(self, output: torch.Tensor, d: torch.Tensor, rows: int) -> None:
+    def _see_gradient(self, output: GradientEdge, d: torch.Tensor, rows: int) -> None:
         """Both halves' contributions, or the first one's, while the backward pass begins."""
         if self._nested or not self.armed or self.lasting:
             return

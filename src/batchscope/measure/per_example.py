@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from batchscope.errors import UnsupportedTask
 from batchscope.measure.factors import Use, squared_norms
@@ -171,12 +172,14 @@ class PerExample(Source):
             self._unexpected = "the model has no single output with an example a row"
             return
 
+        edge = get_gradient_edge(found)
+
         def see(d: torch.Tensor) -> None:
             if self._nested or not self.armed:
                 return
             self._nested = True
             try:
-                self._expected = added(self._expected, gradient_of_first(m // 2, m, found, d, self.parameters))
+                self._expected = added(self._expected, gradient_of_first(m // 2, m, edge, d, self.parameters))
             except UnsupportedTask as error:
                 self._unexpected = str(error)
             finally:

@@ -60,7 +60,7 @@ class Readings:
     """All measurements of a run, in order."""
 
     def __init__(self, data_size: int | None = None) -> None:
-        self.data_size, self.count, self.discarded = data_size, 0, 0
+        self.data_size, self.count, self.discarded, self.unsized = data_size, 0, 0, 0
         self._waiting: list[_Waiting] = []
         self._kept: list[_Kept] = []
 
@@ -87,8 +87,10 @@ class Readings:
             reading, unit = seen.reading, seen.scale**2
             squares = torch.stack([reading.parts_squared, reading.mean_squared]).double().cpu().numpy() / unit
             sizes = float(reading.part_size), float(reading.batch_size)
-            if not np.isfinite(squares).all() or not all(map(math.isfinite, sizes)):
-                self.discarded += 1
+            told = all(map(math.isfinite, sizes))
+            if not np.isfinite(squares).all() or not told:
+                untold = not told and bool(np.isfinite(squares[1]).all())  # else an overflow
+                self.discarded, self.unsized = self.discarded + 1, self.unsized + untold
                 continue
             frame = GradientNorms(
                 step=seen.step,
@@ -188,8 +190,16 @@ class Readings:
             overhead=overhead,
             steps=steps,
             measurements=tuple(some),
-            notes=(*notes, *_remembered(whole, self.data_size)),
+            notes=(*notes, *self._untold(), *_remembered(whole, self.data_size)),
         )
+
+    def _untold(self) -> list[str]:
+        if not self.unsized:
+            return []
+        return [
+            f"{self.unsized} measured steps were left out: processes' micro-batches were of unlike or unknown size; "
+            "give `step` their `counts`, or accumulate under `no_sync`."
+        ]
 
 
 def _module(name: str) -> str:

@@ -34,6 +34,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
             "expected whole parameters in every process, got sharded ones (FSDP, tensor parallelism): measure with "
             "DistributedDataParallel, or on one device"
         )
+    if len({p.device for p in inner.parameters()}) > 1:
+        raise UnsupportedTask(
+            "expected a model on one device, got one that is spread over several: give one of its parts"
+        )
     if not any(p.requires_grad for p in inner.parameters()):
         raise UsageError("expected a model with trainable parameters, got none: give the module that is trained")
     return inner

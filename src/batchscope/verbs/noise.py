@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from batchscope.errors import CannotAnswer, UsageError
-from batchscope.measure.follow import PASSES, Followed, checkpoint_cost
+from batchscope.measure.follow import PASSES, Followed, checkpoint_cost, steps_for, watched
 from batchscope.records import (
     Conditions,
     Engine,
@@ -71,15 +71,13 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
-    def per_example(self) -> float:
-        """Examples that an example of the run takes, its measurements included."""
-        return 1 + PASSES / self.every
-
-    @property
     def most_examples(self) -> int:
         """The dearest outcome of the run, checkpoints apart: to its cap or budget."""
-        longest = (self.spec.stop.cap_examples or self.spec.stop.budget_examples) + self.spec.arm.batch_size - 1
-        return math.ceil(longest * self.per_example)
+        return self.price(self.spec.stop.cap_examples or self.spec.stop.budget_examples)
+
+    def price(self, examples: float) -> int:
+        """Examples that the run takes up to there, its measurements included."""
+        return watched(math.ceil(examples / self.spec.arm.batch_size), self.every) * self.spec.arm.batch_size
 
 
 def noise(
@@ -143,14 +141,14 @@ def plan_of(asked: Asked, reference_examples: float | None, goal: Goal | None, p
     task, notes = asked.task, []
     budget_examples = task.budget_examples
     every = max(PASSES, math.ceil(budget_examples / task.batch_size / MOST_MEASUREMENTS))
-    dearer = 1 + PASSES / every  # than the run alone
     cap, checkpoints = None, asked.checkpoints
     if asked.budget is not None:
         known = reference_examples is not None
         limit = asked.budget * (reference_examples if reference_examples is not None else budget_examples)
-        longest = max(task.batch_size, math.floor(limit / dearer))
+        longest = max(1, steps_for(limit / task.batch_size, every)) * task.batch_size
         cap = longest if longest < budget_examples else None
-        room = limit - min(limit, dearer * (reference_examples or limit))
+        followed = watched(math.ceil((reference_examples or limit) / task.batch_size), every) * task.batch_size
+        room = max(0.0, limit - followed)
         checkpoints = min(checkpoints, math.floor(room / checkpoint_cost(task.train_size, task.batch_size)))
         if not known:
             notes.append(
@@ -262,7 +260,7 @@ def price_noise(task: Task | str, *, store: str | Path = "batchscope.db", **aske
                 goal = goal_of(opened, request)
     plan = plan_of(request, reference, goal, request.task.precision)
     passes = plan.checkpoints * checkpoint_cost(request.task.train_size, request.task.batch_size)
-    expected = min(plan.most_examples, plan.per_example * (reference or math.inf)) + passes
+    expected = min(plan.most_examples, plan.price(reference) if reference is not None else math.inf) + passes
     runs = None if reference is None else expected / reference
     price = (
         "at most " + f"{plan.most_examples + passes:,} examples" if runs is None else f"about {runs:.2g} reference runs"
