@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,12 +46,16 @@ class PerExample(Source):
         self.checked = False
         self._verified: set[int] = set()  # parameters
         self._shared: set[int] = set()  # parameters that are used more than once in a forward pass
-        self._uses: dict[tuple[int, int], list[Use]] = {}  # (parameter, forward pass) -> uses, where all are needed
+        self._uses: dict[tuple[int, int], list[Use]] = {}  # (shared parameter, forward pass) -> all its uses
+        self._sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # parameter -> contributions of half, and of all
+        self._times: dict[tuple[int, int], int] = {}  # (parameter, forward pass) -> uses
         self._norms: dict[int, list[torch.Tensor]] = {}  # parameter -> per forward pass (m,): |c_i|
         self._expected: list[torch.Tensor | None] | None = None
         self._failures: dict[int, str] = {}  # parameter -> why its contributions were not to be had this time
         self._unexpected = ""  # why there is nothing to check against
         self._nested = False
+        owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+        self._shared |= {i for i, p in enumerate(self.parameters) if owners[id(p)] > 1}
         for module in model.modules():
             self._plan(module)
 
@@ -69,6 +74,7 @@ class PerExample(Source):
 
     def _hook(self) -> None:
         self._uses, self._norms, self._expected, self._failures = {}, {}, None, {}
+        self._sums, self._times = {}, {}
         self._unexpected = "the model's own forward pass, or the way from its output to the loss, was not seen"
         for module, formula in self.layers:
             plain = formula is linear and self.checked and self._alone(module)
@@ -151,10 +157,20 @@ class PerExample(Source):
             return
         for parameter, use in formula(module, x, d, m):
             i = self.index[id(parameter)]
-            if self.checked and i not in self._shared:
-                self._norms.setdefault(i, []).append(use.squared_norms().sqrt_())
-            else:
+            if not self.checked:
+                self._add_up(i, use, forward_pass)
+            if i in self._shared:
                 self._uses.setdefault((i, forward_pass), []).append(use)
+            else:
+                self._norms.setdefault(i, []).append(use.squared_norms().sqrt_())
+
+    def _add_up(self, i: int, use: Use, forward_pass: int) -> None:
+        """For the check: sums of contributions, not the contributions, which would be as large as all activations."""
+        self._times[i, forward_pass] = self._times.get((i, forward_pass), 0) + 1
+        whole = use.total(slice(None))
+        half = use.total(slice(0, self.examples[0] // 2)) if forward_pass == 1 else torch.zeros_like(whole)
+        before = self._sums.get(i, (torch.zeros_like(whole), torch.zeros_like(whole)))
+        self._sums[i] = before[0] + half, before[1] + whole
 
     def _alone(self, module: nn.Module) -> bool:
         """Whether nothing else adds to the gradients of this layer's own parameters."""
@@ -195,7 +211,11 @@ class PerExample(Source):
                 return None
             if not math.isfinite(float(mean.sum())):  # an overflow: nothing to check by, nothing to measure
                 return Reading(self.examples[0] if self.examples else 0, 1.0, math.nan, mean * math.nan, mean)
+            known = set(self._shared)
             self._check(NEGLIGIBLE * math.sqrt(float(mean.sum())))
+            if self._shared != known and not self.uncovered:  # its norms are not sums of its uses' norms
+                self.why_not = "a layer is used several times in a step: measured from the next step on"
+                return None
         for (i, _), uses in sorted(self._uses.items(), key=lambda item: item[0]):
             self._norms.setdefault(i, []).append(squared_norms(uses).clamp_min_(0).sqrt_())
         columns = [self._column(i) for i in range(len(self.parameters))]
@@ -247,30 +267,25 @@ class PerExample(Source):
     def _check(self, negligible: float) -> None:
         """Compare the contributions with the gradient of the first half of the first pass, and with `.grad`."""
         self.checked = True
-        half = slice(0, self.examples[0] // 2 if self.examples else 0)
         expected = self._expected or [None] * len(self.parameters)
         for i, (name, whole) in enumerate(zip(self.names, self.gradients(), strict=True)):
-            passes = {k: uses for (j, k), uses in self._uses.items() if j == i}
-            if any(len(uses) > 1 for uses in passes.values()):
+            half, everything = self._sums.get(i, (None, None))
+            if any(times > 1 for (j, _), times in self._times.items() if j == i):
                 self._shared.add(i)
-            if name in self.uncovered or (whole is None and not passes):
+            if name in self.uncovered or (whole is None and half is None):
                 continue
             self._verified.add(i)
-            together = [use for uses in passes.values() for use in uses]
             if i in self._failures:
                 self.uncovered[name] = self._failures[i]
             elif self._expected is None:
                 self.uncovered[name] = f"nothing to check it by, as {self._unexpected}"
-            elif not (
-                _agree(passes.get(1, []), half, expected[i], negligible)
-                and _agree(together, slice(None), whole, negligible)
-            ):
+            elif not (_agree(half, expected[i], negligible) and _agree(everything, whole, negligible)):
                 self.uncovered[name] = "its examples' gradients do not add up to the batch's"
 
 
-def _agree(uses: Sequence[Use], examples: slice, target: torch.Tensor | None, negligible: float) -> bool:
-    """Whether contributions add up to a gradient, within rounding."""
-    total = sum((use.total(examples) for use in uses), start=torch.zeros(()))
-    wanted = torch.zeros_like(total) if target is None else target.detach().to_dense().float()
-    off = torch.linalg.vector_norm(total - wanted.reshape(total.shape) if uses else wanted)
+def _agree(total: torch.Tensor | None, target: torch.Tensor | None, negligible: float) -> bool:
+    """Whether contributions add up to a gradient, within rounding; None is zero."""
+    found = torch.zeros(()) if total is None else total
+    wanted = torch.zeros_like(found) if target is None else target.detach().to_dense().float()
+    off = torch.linalg.vector_norm(wanted if total is None else found - wanted.reshape(found.shape))
     return bool(off <= TOLERANCE * torch.linalg.vector_norm(wanted) + negligible)
