@@ -214,7 +214,7 @@ def parts_panel(result: NoiseResult) -> Panel | None:
 
 # --- the principle ---
 
-MEASURED_NAME, PREDICTED_NAME = "measured", "predicted from the run"
+MEASURED_NAME, PREDICTED_NAME = "measured", "predicted from other batches"
 
 
 def shrink(batch_size: np.ndarray, data_size: int) -> np.ndarray:

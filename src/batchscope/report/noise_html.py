@@ -100,7 +100,7 @@ def principle_caption(result: NoiseResult) -> str:
         where = f"At {said.heading_of(one.step, one.examples, one.loss)}, where B_simple is {around}. "
     return (
         f"{where}g_B is the gradient of B random training examples, drawn without replacement, G that of all N. The "
-        "curve is (B_simple / B) (N − B) / (N − 1), with B_simple as the run measured it around the checkpoint, its "
+        "curve is (B_simple / B) (N − B) / (N − 1), with B_simple from batches drawn apart at the same weights, its "
         "band the 95 % interval; where B_simple is only a lower bound the curve is one too, and dashed. The points, "
         "with 95 % intervals over draws, had no part in it. At B = N the value is 0, which a logarithmic axis cannot "
         "show, so it is left out. On the dotted level, 1, a batch's noise is as large as the gradient."
