@@ -43,6 +43,8 @@ WITHOUT_TORCH = (
     "report.terminal",
     "report.profile_html",
     "report.profile_terminal",
+    "report.noise_html",
+    "report.noise_terminal",
     "verbs.report",
     "cli.app",
 )

@@ -6,9 +6,6 @@ the trace, the proxies. Every text is a rich Text, never markup.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from rich.console import Console
 from rich.text import Text
 
@@ -27,7 +24,7 @@ from batchscope.report.noise_words import (
     proxy_sentences,
     share_of,
 )
-from batchscope.report.terminal import plain_console, text_table
+from batchscope.report.terminal import Content, plain_console, text_table
 from batchscope.report.words import count, list_of, number, plain, sentence
 
 LAYERS_SHOWN = 12  # on a screen, those with the largest share of the trace; the page has all
@@ -55,15 +52,6 @@ def print_noise(result: NoiseResult, console: Console) -> None:
         out.print(Text(f"Note: {sentence(note)}"))
     if result.report:
         out.print(Text(f"Report: {plain(result.report)}"), soft_wrap=True)
-
-
-class Content(NamedTuple):
-    """A table's text: title, headings, cells, and the columns that stand to the left."""
-
-    title: str
-    headings: Sequence[str]
-    cells: list[list[str]]
-    left: tuple[str, ...] = ()
 
 
 def contents_of(result: NoiseResult) -> list[Content]:

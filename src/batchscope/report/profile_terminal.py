@@ -6,9 +6,6 @@ where a step's time goes, what a peak is made of, the probes, the splits. Every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from rich.console import Console
 from rich.text import Text
 
@@ -25,7 +22,7 @@ from batchscope.report.profile_words import (
     size_of,
     written_split,
 )
-from batchscope.report.terminal import plain_console, text_table
+from batchscope.report.terminal import Content, plain_console, text_table
 from batchscope.report.words import count, loop_of, number, plain, sentence
 
 MS, PERCENT, MILLI = 1e3, 100.0, 1e3
@@ -55,15 +52,6 @@ def print_profile(result: ProfileResult, console: Console) -> None:
         out.print(Text(f"Note: {sentence(note)}"))
     if result.report:
         out.print(Text(f"Report: {plain(result.report)}"), soft_wrap=True)
-
-
-class Content(NamedTuple):
-    """A table's text: title, headings, cells, and the columns that stand to the left."""
-
-    title: str
-    headings: Sequence[str]
-    cells: list[list[str]]
-    left: tuple[str, ...] = ()
 
 
 NOTHING = Content("", (), [])

@@ -105,6 +105,15 @@ def table_of(
     return text_table(title, headings, cells, terminal, width, left=("policy",), gaps=starts)
 
 
+class Content(NamedTuple):
+    """A table's text: title, headings, cells, and the columns that stand to the left."""
+
+    title: str
+    headings: Sequence[str]
+    cells: list[list[str]]
+    left: tuple[str, ...] = ()
+
+
 def text_table(
     title: str | None,
     headings: Sequence[str],

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from batchscope.errors import CannotAnswer, UsageError
+from batchscope.errors import UsageError
 from batchscope.measure.follow import PASSES, Followed, checkpoint_cost, steps_for, watched
 from batchscope.records import (
     Conditions,
@@ -30,6 +30,7 @@ from batchscope.records import (
     from_plain,
     to_plain,
 )
+from batchscope.report.noise_html import write_noise
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.local import LocalExecutor
@@ -40,7 +41,7 @@ from batchscope.task import Task, load_task
 from batchscope.training.checks import CheckedTask, check_task
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import call, choose, chosen, executor_for, machine, reference_in
-from batchscope.verbs.report import default_path, noise_answer
+from batchscope.verbs.report import default_path, drawn, noise_answer
 
 MOST_MEASUREMENTS = 2000  # of a run of its whole budget; more would only fill the store
 CHECKPOINTS = 3
@@ -117,7 +118,8 @@ def noise(
                 run_id = opened.save_noise_run(run)
             result = noise_answer(opened, run)
     if draw:
-        result = _drawn(result, report or default_path(store, f"{asked.task.name}-noise", run_id), hear)
+        path = report or default_path(store, f"{asked.task.name}-noise", run_id)
+        result = drawn(result, path, write_noise, hear)
     return result
 
 
@@ -235,18 +237,6 @@ def _run_of(asked: Asked, plan: Plan, conditions: Conditions, seen: Followed, se
         checkpoints=asked.checkpoints,
         measured_at=datetime.now(UTC).isoformat(),
     )
-
-
-def _drawn(result: NoiseResult, path: str | Path, hear: Listener) -> NoiseResult:
-    """Write the page; without the `report` extra the answer stands, and says what is missing."""
-    from batchscope.report.noise_html import write_noise
-
-    try:
-        written = write_noise(dataclasses.replace(result, report=str(path)), Path(path))
-    except CannotAnswer as error:
-        hear("note", {"text": str(error)})
-        return dataclasses.replace(result, notes=(*result.notes, str(error)))
-    return dataclasses.replace(result, report=str(written))
 
 
 def price_noise(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.splits import candidates
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import Conditions, FlopCount, ProfileData, ProfileResult, SplitTiming, from_plain
+from batchscope.report.profile_html import write_profile
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.base import Executor
@@ -34,7 +35,7 @@ from batchscope.training.checks import CheckedTask, check_batch_sizes, check_tas
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.ceiling import Ceiling, check_limit, largest
 from batchscope.verbs.machine import call, choose, chosen, executor_for, is_here, machine
-from batchscope.verbs.report import default_path
+from batchscope.verbs.report import default_path, drawn
 from batchscope.verbs.timing import timing_pass
 
 ROUNDS = 10  # from here on the knee's interval is a bootstrap over rounds
@@ -94,7 +95,9 @@ def profile(
                 profile_id = opened.save_profile(data)
     result = analyse_profile(data)
     if draw:
-        result = _drawn(result, report or default_path(store, f"{asked.task.name}-profile", profile_id), hear)
+        result = drawn(
+            result, report or default_path(store, f"{asked.task.name}-profile", profile_id), write_profile, hear
+        )
     return result
 
 
@@ -129,18 +132,6 @@ def _stored(store: Store, asked: Asked) -> tuple[ProfileData | None, str]:
         if question == (asked.batch_sizes, asked.memory_limit, asked.seed) and data.timing and is_here(data.conditions):
             return data, profile_id
     return None, ""
-
-
-def _drawn(result: ProfileResult, path: str | Path, hear: Listener) -> ProfileResult:
-    """Write the page; without the `report` extra the answer stands, and says what is missing."""
-    from batchscope.report.profile_html import write_profile
-
-    try:
-        written = write_profile(dataclasses.replace(result, report=str(path)), Path(path))
-    except CannotAnswer as error:
-        hear("note", {"text": str(error)})
-        return dataclasses.replace(result, notes=(*result.notes, str(error)))
-    return dataclasses.replace(result, report=str(written))
 
 
 def grid(task: Task, ceiling: int | None) -> tuple[int, ...]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from batchscope.analysis.noise import analyse_noise
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.table import analyse
-from batchscope.records import NoiseResult, NoiseRun
+from batchscope.errors import CannotAnswer
+from batchscope.records import NoiseResult, NoiseRun, ProfileResult, StudyResult
 from batchscope.report import html
 from batchscope.report.noise_html import write_noise
 from batchscope.report.profile_html import write_profile
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
+
+R = TypeVar("R", StudyResult, ProfileResult, NoiseResult)
 
 
 def write_report(study: str, *, store: str | Path = "batchscope.db", path: str | Path | None = None) -> Path:
@@ -38,6 +43,16 @@ def noise_answer(store: Store, run: NoiseRun) -> NoiseResult:
     study_id = store.newest_tuned_study(run.fingerprint)
     study = None if study_id is None else store.study_data(study_id)
     return analyse_noise(run, study, study_id or "")
+
+
+def drawn(result: R, path: str | Path, write: Callable[[R, Path], Path], hear: Callable[[str, dict], None]) -> R:
+    """Write an answer's page; without the `report` extra the answer stands, and says what is missing."""
+    try:
+        written = write(dataclasses.replace(result, report=str(path)), Path(path))
+    except CannotAnswer as error:
+        hear("note", {"text": str(error)})
+        return dataclasses.replace(result, notes=(*result.notes, str(error)))
+    return dataclasses.replace(result, report=str(written))
 
 
 def default_path(store: str | Path, name: str, study_id: str) -> Path:

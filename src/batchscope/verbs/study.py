@@ -15,7 +15,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from batchscope.analysis.table import analyse
 from batchscope.analysis.target import HOLDS_FOR
@@ -28,6 +27,7 @@ from batchscope.records import (
     TimingPass,
     TrialSpec,
 )
+from batchscope.report.html import write_report
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.base import Executor
@@ -40,7 +40,7 @@ from batchscope.task import Task
 from batchscope.training.fingerprint import changed
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import choose, chosen, executor_for, machine
-from batchscope.verbs.report import default_path
+from batchscope.verbs.report import default_path, drawn
 from batchscope.verbs.request import Request, prepare
 from batchscope.verbs.timing import stored_timing, timing_pass
 
@@ -105,7 +105,8 @@ def study(
             opened.finish_study(study_id)
     result = dataclasses.replace(result, notes=(*result.notes, *notes, *left_out))
     if draw:
-        result = _draw(result, data, report or default_path(store, request.task.name, study_id), hear)
+        path = report or default_path(store, request.task.name, study_id)
+        result = drawn(result, path, lambda answer, where: write_report(answer, data, where), hear)
     return result
 
 
@@ -118,18 +119,6 @@ def _check_timing(timing: TimingPass | None, request: Request) -> None:
                 f"expected a timing of every batch size, got none of {', '.join(map(str, missing))}: let the meter see "
                 "steps at them, or leave them out of batch_sizes"
             )
-
-
-def _draw(result: StudyResult, data: Any, path: str | Path, hear: Listener) -> StudyResult:
-    """Write the page; without the `report` extra the answer stands, and says what is missing."""
-    from batchscope.report.html import write_report
-
-    try:
-        written = write_report(dataclasses.replace(result, report=str(path)), data, Path(path))
-    except CannotAnswer as error:
-        hear("note", {"text": str(error)})
-        return dataclasses.replace(result, notes=(*result.notes, str(error)))
-    return dataclasses.replace(result, report=str(written))
 
 
 def _remember(store: Store, request: Request) -> list[str]:
