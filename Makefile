@@ -27,7 +27,7 @@ test: setup-dev              ## every test, under ten minutes on two cores; a fi
 
 test-frameworks: setup-dev   ## the adapters and their examples, with Lightning, Transformers and Accelerate themselves
 	$(PIP) -e ".[dev,frameworks]"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py \
+	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py \
 		-k "integrations or every_example or step_meters or noise"
 
 check: setup-dev             ## lint, format, types, import direction

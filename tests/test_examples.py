@@ -133,6 +133,7 @@ def test_noise_monitors(name: str, capsys: pytest.CaptureFixture) -> None:
     assert "gradient noise scale: " in capsys.readouterr().out
 
 
+@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="three processes more: make test-frameworks")
 def test_noise_in_two_processes(tmp_path: Path) -> None:
     """Both ways of taking norms, in both processes, say the same."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EXAMPLES / DDP]
