@@ -9,11 +9,26 @@ other part of Batchscope, so a store can be opened and a report drawn on a lapto
     hardware.py    seconds and bytes against batch size
     noise.py       squared gradient norms, and the gradient noise scale
     studies.py     a study's settings, data and answer
+    advice.py      which batch size to use: what `recommend` was asked, measured and answers
 
 Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
 everything but the seed; batch sizes are global and in examples.
 """
 
+from batchscope.records.advice import (
+    LIMITS,
+    OBJECTIVES,
+    TRIED_ROLES,
+    Advice,
+    AdviceData,
+    AdviceQuestion,
+    Candidate,
+    Curves,
+    LearningRateCurve,
+    ParetoPoint,
+    Tried,
+    Unverified,
+)
 from batchscope.records.hardware import (
     MEMORY_OUTCOMES,
     FlopCount,
@@ -75,15 +90,23 @@ from batchscope.records.values import Goal, Measured, finite, from_plain, json_s
 
 __all__ = [
     "ENDINGS",
+    "LIMITS",
     "MEMORY_OUTCOMES",
     "NOISE_METRICS",
     "NOISE_OUTCOMES",
     "NOISE_SOURCES",
+    "OBJECTIVES",
     "OUTCOMES",
     "POLICIES",
+    "TRIED_ROLES",
+    "Advice",
+    "AdviceData",
+    "AdviceQuestion",
     "Arm",
+    "Candidate",
     "Claim",
     "Conditions",
+    "Curves",
     "Deviations",
     "Effect",
     "Engine",
@@ -92,6 +115,7 @@ __all__ = [
     "Goal",
     "GradientNorms",
     "LawFit",
+    "LearningRateCurve",
     "Measured",
     "MemoryFit",
     "MemoryParts",
@@ -104,6 +128,7 @@ __all__ = [
     "NoiseResult",
     "NoiseRun",
     "NoiseScale",
+    "ParetoPoint",
     "Principle",
     "PrinciplePoint",
     "ProfileData",
@@ -124,7 +149,9 @@ __all__ = [
     "TrialRecord",
     "TrialResult",
     "TrialSpec",
+    "Tried",
     "TunedChoice",
+    "Unverified",
     "finite",
     "from_plain",
     "json_safe",

@@ -1,0 +1,184 @@
+"""Which training run would change the decision most? The next batch sizes and learning rates to try, within a budget.
+
+The objective of a point i = (batch size, learning rate) is V_i = log E_i + log w(B_i): examples to goal times what an
+example costs at that batch size (seconds, money, joules, or 1). From the posterior's draws of V come its mean mu and
+covariance C over all points. A run at j would move the mean of i by C_ij / sqrt(C_jj + sigma^2) times a standard normal
+z, so that the least mean is expected to fall by the *knowledge gradient*
+
+    KG_j = min_i mu_i - E_z min_i (mu_i + z C_ij / sqrt(C_jj + sigma^2))
+
+(Frazier, Powell & Dayanik, INFORMS J. Comput. 21 (2009)). The run with the most of it per example spent comes next; no
+more runs once the most is below FIRM. A run ends where it can no longer win: at MARGIN times the best mean.
+
+Pure numbers: no clock is read and nothing is drawn but by the seed, so that the same runs ask for the same next ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchscope.analysis.particles import Array
+from batchscope.analysis.surface import Posterior, Prior, Run, fit_surface
+
+FIRM = 0.004  # of the objective: a run expected to gain less is not worth its price (a guess)
+MARGIN = 1.5  # times the best mean: beyond, a run has shown all that the decision needs (a guess)
+RATES_PER_OCTAVE = 2  # learning rates that are tried: powers of sqrt(2) of the user's own
+OCTAVES = 2.5  # on either side of the best known learning rate
+FAR = 2.0  # of log: all points that are so much worse than the best count alike
+DRAWS = 800
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+LEAST_EVALUATIONS = 6  # that a run is given before it can be cut off (a guess)
+CONFIRMATIONS = 3  # evaluations after the crossing that a run still costs: two to confirm it, one for the step's end
+RESERVE_SD = 1.5  # standard deviations above the mean that are set aside for the verification
+
+Point = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search knows of the task and the machine; sizes in ascending order."""
+
+    sizes: tuple[int, ...]
+    log_weights: Mapping[int, float]  # log w(B)
+    own_learning_rate: float
+    train_size: int
+    budget_examples: int  # the most that one run may use
+    cadence_examples: int
+    limit_examples: float  # of all runs together
+    rates_per_octave: int = RATES_PER_OCTAVE
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A run worth its price; it ends at `cap_examples` (None: at the budget)."""
+
+    batch_size: int
+    learning_rate: float
+    cap_examples: int | None
+    gain: float  # its knowledge gradient
+
+
+@dataclass(frozen=True)
+class View:
+    """The posterior at every point: draws of V, log objective, shape (N, points)."""
+
+    posterior: Posterior
+    points: tuple[Point, ...]
+    examples: Array  # log E
+    values: Array  # V
+    means: Array
+
+    @property
+    def best(self) -> int:
+        """Index of the point with the least mean."""
+        return int(np.argmin(self.means))
+
+
+def view_of(setting: Setting, runs: Sequence[Run], prior: Prior, draws: int = DRAWS, seed: int = 0) -> View:
+    """Fit the runs, and look at every batch size at learning rates about its best known one, and at every point run."""
+    posterior = fit_surface(runs, prior, draws, seed)
+    points = tuple(sorted({*_grid(setting, posterior), *_run_points(setting, runs)}))
+    examples = posterior.examples(points)
+    values = examples + np.array([setting.log_weights[b] for b, _ in points])
+    least = float(np.min(np.median(values, axis=0)))
+    return View(posterior, points, examples, values, np.mean(np.minimum(values, least + FAR), axis=0))
+
+
+def _run_points(setting: Setting, runs: Sequence[Run]) -> set[Point]:
+    return {(r.batch_size, r.learning_rate) for r in runs if r.batch_size in setting.log_weights}
+
+
+def _grid(setting: Setting, posterior: Posterior) -> list[Point]:
+    """Learning rates on the grid of the user's own, OCTAVES either side of the posterior's best, for each size."""
+    centre = np.median(posterior.p.best_rate(np.log(np.array(setting.sizes, float))), axis=0)
+    own, per = math.log2(setting.own_learning_rate), setting.rates_per_octave
+    points = []
+    for size, at in zip(setting.sizes, centre, strict=True):
+        first, last = math.ceil((at - OCTAVES - own) * per), math.floor((at + OCTAVES - own) * per)
+        points += [(size, setting.own_learning_rate * 2.0 ** (k / per)) for k in range(first, last + 1)]
+    return points
+
+
+def proposals(setting: Setting, view: View, spent: float, count: int = 2) -> list[Proposal]:
+    """The next runs, at most `count`; none where the decision is firm or no run that matters fits into the budget.
+
+    The price of a verification at the best point is set aside. Each further run is chosen as if the ones before it had
+    been made, as far as their covariance tells (their values are not known).
+    """
+    room = setting.limit_examples - spent - reserve(setting, view)
+    clipped = np.minimum(view.values, view.means[view.best] + FAR)
+    covariance, noise = np.cov(clipped.T), float(np.mean(view.posterior.p.sigma**2))
+    covariance = np.atleast_2d(covariance)
+    caps, costs = _caps(setting, view), _costs(setting, view)
+    values_at_caps = np.log(caps) + view.values[0] - view.examples[0]
+    chosen: list[Proposal] = []
+    for _ in range(count):
+        gains = knowledge_gradients(view.means, covariance, noise, values_at_caps)
+        worth = np.where((caps + _sizes(view) <= room) & (gains >= FIRM), gains / costs, 0.0)
+        j = int(np.argmax(worth))
+        if worth[j] <= 0.0:
+            break
+        cap = int(caps[j])
+        size, rate = view.points[j]
+        chosen.append(Proposal(size, rate, cap if cap < setting.budget_examples else None, float(gains[j])))
+        room -= cap + size
+        covariance = covariance - np.outer(covariance[j], covariance[j]) / (covariance[j, j] + noise)
+    return chosen
+
+
+def knowledge_gradients(means: Array, covariance: Array, noise: float, caps: Array | None = None) -> Array:
+    """KG of a run at each point, shape (points,); `noise` is the variance of one run.
+
+    A run that is cut off at the value `caps[j]` says no more than that it lies above: all z beyond are one outcome.
+    """
+    spread = np.sqrt(np.maximum(np.diag(covariance), 0.0) + noise)
+    moves = covariance / spread  # column j: how a run at j moves the means
+    z = np.repeat(NODES[:, None], len(means), axis=1)
+    if caps is not None:
+        cut = z > (caps - means) / spread
+        share = WEIGHTS @ cut
+        z = np.where(cut, (WEIGHTS @ (z * cut)) / np.where(share > 0, share, 1.0), z)
+    least = np.array([np.min(means[:, None] + row * moves, axis=0) for row in z])
+    return float(np.min(means)) - WEIGHTS @ least
+
+
+def reserve(setting: Setting, view: View) -> float:
+    """Examples set aside for running the best point once more to its goal."""
+    draws = view.examples[:, view.best]
+    most = float(np.exp(np.median(draws) + RESERVE_SD * _spread(draws)))
+    size = view.points[view.best][0]
+    return min(most + CONFIRMATIONS * _between(setting, size), setting.budget_examples) + size
+
+
+def _spread(draws: Array) -> float:
+    low, high = np.quantile(draws, (0.16, 0.84))
+    return 0.5 * float(high - low)
+
+
+def _between(setting: Setting, size: int | Array) -> float | Array:
+    """Examples from one evaluation to the next: the cadence, or a step where that is longer."""
+    return np.maximum(setting.cadence_examples, size)
+
+
+def _sizes(view: View) -> Array:
+    return np.array([float(b) for b, _ in view.points])
+
+
+def _caps(setting: Setting, view: View) -> Array:
+    """Examples after which a run at each point has a value beyond MARGIN times the best's."""
+    weights = view.values[0] - view.examples[0]
+    cap = np.exp(view.means[view.best] + math.log(MARGIN) - weights)
+    least = LEAST_EVALUATIONS * _between(setting, _sizes(view))
+    return np.minimum(np.ceil(np.maximum(cap, least)), setting.budget_examples)
+
+
+def _costs(setting: Setting, view: View) -> Array:
+    """Examples that a run at each point is expected to use."""
+    caps = _caps(setting, view)
+    to_goal = np.exp(np.minimum(view.examples, 60.0)) + CONFIRMATIONS * _between(setting, _sizes(view))
+    return np.mean(np.minimum(to_goal, caps), axis=0) + _sizes(view)
