@@ -35,10 +35,11 @@ NOISE = {  # the framework, the source, and the parts of a batch of 64: one task
     "10_noise_accelerate.py": ("accelerate", "micro-batches", 2),
 }
 DDP = "11_noise_ddp.py"
+BRANCHES = "12_branches.py"
 
 
 def test_every_example_is_run_here() -> None:
-    assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, "02_notebook.py", *METERED, *NOISE, DDP}
+    assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, "02_notebook.py", *METERED, *NOISE, DDP, BRANCHES}
 
 
 @pytest.mark.parametrize("name", sorted(ASKED))
@@ -149,3 +150,10 @@ def test_noise_in_two_processes(tmp_path: Path) -> None:
     low, high = map(float, re.findall(r"\[([\d.,]+)-([\d.,]+)\]", text.replace(",", ""))[0])
     assert low < exact_noise_scale(epochs=8) * 1.2
     assert high > exact_noise_scale(epochs=8) / 1.2
+
+
+def test_branches(capsys: pytest.CaptureFixture) -> None:
+    answer = runpy.run_path(str(EXAMPLES / BRANCHES))["main"]()
+    assert answer.outcome in ("bracketed", "at_least", "below", "not_resolved")
+    assert [p.k for p in answer.points] == [0.5, 1, 2, 4]
+    assert answer.evidence.startswith("Weaker") and answer.evidence in capsys.readouterr().out
