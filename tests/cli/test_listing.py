@@ -1,4 +1,4 @@
-"""Do `list`, `show` and `export` tell what the store holds, profiles and noise runs beside studies?"""
+"""Do `list`, `show` and `export` tell what the store holds, profiles, noise runs and advices beside studies?"""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from batchscope.records import GradientNorms, NoiseRun, ProfileData, from_plain
+from batchscope.records import AdviceData, AdviceQuestion, GradientNorms, NoiseRun, ProfileData, Tried, from_plain
 from batchscope.store import open_store
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import PHASED, SPLITS, at, make_profile
 from batchscope.testing.examples import fill, make_settings
+from batchscope.testing.store_advice import TRIED, make_advice_data
 
 from .conftest import Here
 
@@ -36,6 +37,13 @@ def noise_id(here: Here) -> str:
     """The id of the one noise run in a store, where `here` stands."""
     with open_store("batchscope.db") as store:
         return store.save_noise_run(make_noise_run())
+
+
+@pytest.fixture
+def advice_id(here: Here) -> str:
+    """The id of the one advice in a store, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        return store.save_advice(make_advice_data())
 
 
 def study_id() -> str:
@@ -99,10 +107,13 @@ def test_a_noise_run_in_list(here: Here, changes: dict[str, Any], words: str) ->
     assert line.endswith(f"  {run.measured_at}")
 
 
-def test_noise_runs_are_listed_last_oldest_first(here: Here, profile_id: str) -> None:
+def test_noise_runs_and_then_advices_are_listed_last_oldest_first(here: Here, profile_id: str) -> None:
     with open_store("batchscope.db") as store:
-        late, early = (store.save_noise_run(make_noise_run(measured_at=at(hour))) for hour in (7, 5))
-    assert [line[:12] for line in here("list").out.splitlines()] == [study_id(), profile_id, early, late]
+        advices = [store.save_advice(make_advice_data(measured_at=at(hour))) for hour in (8, 6)]
+        runs = [store.save_noise_run(make_noise_run(measured_at=at(hour))) for hour in (7, 5)]
+    listed = [line[:12] for line in here("list").out.splitlines()]
+    assert listed == [study_id(), profile_id, *reversed(runs), *reversed(advices)]
+    assert [advice["id"] for advice in json.loads(here("list", "--json").out)["advices"]] == advices[::-1]
 
 
 def test_a_noise_run_in_the_json_of_list(here: Here, noise_id: str) -> None:
@@ -128,10 +139,58 @@ def test_a_noise_run_in_the_json_of_list(here: Here, noise_id: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (AdviceQuestion(10), "the least time within 10 reference runs"),
+        (AdviceQuestion(0.5, "cost", 2.5), "the least cost within 0.5 reference runs"),
+        (AdviceQuestion(1, "examples"), "the fewest examples within 1 reference run"),
+        (AdviceQuestion(1e6, "energy"), "the least energy within 1,000,000 reference runs"),
+        (AdviceQuestion(3, best_in_seconds=90.5), "the lowest validation loss in 90.5 s within 3 reference runs"),
+        (AdviceQuestion(3, best_in_examples=60_000), "the lowest validation loss in 60,000 examples within 3 refer"),
+    ],
+)
+@pytest.mark.parametrize(("trials", "spent"), [(4, "4 trials, 14,080 examples"), (1, "1 trial, 14,080 examples")])
+def test_an_advice_in_list(here: Here, question: AdviceQuestion, words: str, trials: int, spent: str) -> None:
+    data = make_advice_data(question=question, trials=TRIED[:trials], task=ODD_NAME)
+    with open_store("batchscope.db") as store:
+        advice_id = store.save_advice(data)
+    (line,) = here("list").out.splitlines()
+    assert line.startswith(f"{advice_id}  {ODD_NAME}  advice for {words}")
+    assert line.endswith(f"; {spent}  {data.measured_at}")
+
+
+def test_an_advice_in_the_json_of_list(here: Here, advice_id: str) -> None:
+    assert json.loads(here("list", "--json").out)["advices"] == [
+        {
+            "id": advice_id,
+            "task": "a task",
+            "fingerprint": "f" * 16,
+            "measured_at": make_advice_data().measured_at,
+            "device": "cpu",
+            "device_name": "a processor",
+            "precision": "fp32",
+            "threads": 2,
+            "budget": 10.0,
+            "objective": "time",
+            "price": None,
+            "memory_limit": None,
+            "devices": 1,
+            "seed": 0,
+            "best_in_seconds": None,
+            "best_in_examples": None,
+            "trials": 4,
+            "examples": 14_080,
+            "ended": "firm",
+        }
+    ]
+
+
 def test_an_empty_store_has_none(here: Here) -> None:
     open_store("batchscope.db").close()
-    assert here("list").out == "no studies, profiles or noise runs yet\n"
-    assert json.loads(here("list", "--json").out) == {"studies": [], "profiles": [], "noise_runs": []}
+    assert here("list").out == "no studies, profiles, noise runs or advices yet\n"
+    listed = {"studies": [], "profiles": [], "noise_runs": [], "advices": []}
+    assert json.loads(here("list", "--json").out) == listed
 
 
 # --- show ---
@@ -177,6 +236,30 @@ def test_the_answer_of_a_noise_run_is_shown_and_drawn(here: Here, noise_id: str,
     assert "a task" in page.read_text()
 
 
+def test_show_of_an_advice_hands_it_to_analysis_words_and_printer(
+    here: Here, advice_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchscope.verbs.report.analyse_advice", lambda data: [data == make_advice_data()])
+    monkeypatch.setattr("batchscope.verbs.report.worded", lambda answer: [*answer, "worded"])
+    monkeypatch.setattr("batchscope.analysis.advice.advice_to_json", lambda answer: {"answer": answer})
+    monkeypatch.setattr(
+        "batchscope.report.advice_terminal.print_advice", lambda answer, console: console.print(*answer)
+    )
+    assert here("show", advice_id[:11]).out == "True worded\n"
+    assert json.loads(here("show", advice_id, "--json").out) == {"answer": [True, "worded"]}
+
+
+def test_the_answer_of_an_advice_is_shown_and_drawn(here: Here, advice_id: str, tmp_path: Path) -> None:
+    shown = json.loads(here("show", advice_id, "--json").out)
+    assert (shown["task"], shown["fingerprint"], shown["report"]) == ("a task", "f" * 16, None)
+    assert shown["sentences"]
+    assert "a task" in here("show", advice_id).out
+    beside, elsewhere = tmp_path / f"batchscope-a-task-advice-{advice_id[:8]}.html", tmp_path / "page.html"
+    assert here("report", advice_id[:11]).out == f"{beside}\n"
+    assert here("report", advice_id, "--report", str(elsewhere)).out == f"{elsewhere}\n"
+    assert all("a task" in page.read_text() for page in (beside, elsewhere))
+
+
 def test_show_of_a_study_beside_a_profile(here: Here, profile_id: str) -> None:
     assert json.loads(here("show", study_id(), "--json").out)["rows"][0]["seeds"] == 1
 
@@ -186,7 +269,7 @@ def test_an_id_that_names_none_or_two_is_one_sentence(here: Here, command: str, 
     unknown = here(command, "zzz")
     assert (unknown.code, unknown.out) == (1, "")
     assert unknown.err.startswith(
-        "batchscope: no study, profile or noise run in batchscope.db begins with 'zzz': `batchscope list`"
+        "batchscope: no study, profile, noise run or advice in batchscope.db begins with 'zzz': `batchscope list`"
     )
     both = here(command, "")
     assert (both.code, both.out) == (1, "")
@@ -240,6 +323,23 @@ def test_the_csv_of_a_noise_run_holds_every_measurement(here: Here, noise_id: st
 
 def test_the_json_of_a_noise_run_is_the_record(here: Here, noise_id: str) -> None:
     assert from_plain(NoiseRun, json.loads(here("export", noise_id, "--json").out)) == make_noise_run()
+
+
+def test_the_csv_of_an_advice_holds_every_trial(here: Here, advice_id: str) -> None:
+    out = here("export", advice_id[:11]).out
+    assert out.splitlines()[0] == (
+        "role,batch_size,learning_rate,seed,reached,bound,provisional,lowest_loss,outcome,examples,steps"
+    )
+    texts = ("role", "outcome")
+    rows = [
+        {k: v if k in texts else json.loads(v or "null") for k, v in row.items()}
+        for row in csv.DictReader(io.StringIO(out))
+    ]
+    assert from_plain(tuple[Tried, ...], rows) == make_advice_data().trials
+
+
+def test_the_json_of_an_advice_is_the_record(here: Here, advice_id: str) -> None:
+    assert from_plain(AdviceData, json.loads(here("export", advice_id, "--json").out)) == make_advice_data()
 
 
 def test_the_json_of_a_profile_is_the_record(here: Here, profile_id: str) -> None:

@@ -1,7 +1,7 @@
 """Do store files of older layouts open with all they hold, read-only and for writing?
 
 The files in assets/ were written by the versions in their names and are never made anew. Version 1 was the first; 2
-added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs.
+added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs, 6 advices.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from batchscope.store import connection as opening
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.examples import CHOICES, CONDITIONS, TIMING, bits, make_result, make_settings, make_spec
+from batchscope.testing.store_advice import make_advice_data
 
 ASSETS = Path(__file__).parent / "assets"
-STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14", 4: "e7fff750ad85"}  # from 4 on conditions have an engine
+STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14", 4: "e7fff750ad85", 5: "e7fff750ad85"}  # from 4: with an engine
 FINGERPRINT = "0123456789abcdef"
 
 
@@ -61,18 +62,35 @@ def assert_version_1_is_all_there(store: Store) -> None:
     assert [a.how for a in store.attempts(lost)] == [None]
     (before,) = store.other_fingerprints("an old task", "new")
     assert (before.fingerprint, before.components, before.trials) == (FINGERPRINT, {}, 1)
+    assert store.profiles() == store.noise_runs() == ()
 
 
 def assert_version_3_is_all_there(store: Store) -> None:
     """What the frozen file of version 3 holds, written out. Its conditions were stored without an engine."""
     assert_a_finished_study_is_all_there(store, STUDIES[3])
     assert store.study(STUDIES[3]).conditions.engine == Engine()
-    assert store.profiles() == ()
+    assert store.profiles() == store.noise_runs() == ()
 
 
 def assert_version_4_is_all_there(store: Store) -> None:
     """What the frozen file of version 4 holds: the same study, and two profiles, which keep their ids."""
     assert_a_finished_study_is_all_there(store, STUDIES[4])
+    assert_two_profiles_are_all_there(store)
+    assert store.noise_runs() == ()
+
+
+def assert_version_5_is_all_there(store: Store) -> None:
+    """What the frozen file of version 5 holds: what version 4's does, and two noise runs, which keep their ids."""
+    assert_a_finished_study_is_all_there(store, STUDIES[5])
+    assert_two_profiles_are_all_there(store)
+    newer = make_noise_run(fingerprint=FINGERPRINT)
+    older = make_noise_run(fingerprint=FINGERPRINT, task="an old task", measurements=(), measured_at=at(5))
+    assert store.noise_runs() == (("39acdff63616", newer), ("ab134d24aed5", older))
+    assert [summary.measurements for summary in store.noise_summaries()] == [0, 3]
+
+
+def assert_two_profiles_are_all_there(store: Store) -> None:
+    """What the files of versions 4 and 5 share beside the study."""
     newer = make_profile(fingerprint=FINGERPRINT)
     older = make_profile(fingerprint=FINGERPRINT, task="an old task", timing=None, measured_at=at(5))
     assert store.profiles() == (("c50dc55702e8", newer), ("5c58f2814848", older))
@@ -80,7 +98,7 @@ def assert_version_4_is_all_there(store: Store) -> None:
 
 
 def assert_a_finished_study_is_all_there(store: Store, study: str) -> None:
-    """What the files of versions 3 and 4 share: one trial finished in each role, one more lost."""
+    """What the files of versions 3, 4 and 5 share: one trial finished in each role, one more lost."""
     (summary,) = store.studies()
     assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (study, "an old task", 5, 4)
     assert summary.finished_at is not None
@@ -100,7 +118,12 @@ def assert_a_finished_study_is_all_there(store: Store, study: str) -> None:
     assert before.trials == 4
 
 
-CHECKS = {1: assert_version_1_is_all_there, 3: assert_version_3_is_all_there, 4: assert_version_4_is_all_there}
+CHECKS = {
+    1: assert_version_1_is_all_there,
+    3: assert_version_3_is_all_there,
+    4: assert_version_4_is_all_there,
+    5: assert_version_5_is_all_there,
+}
 each_version = pytest.mark.parametrize(("version", "is_all_there"), CHECKS.items(), ids=lambda value: str(value)[:1])
 
 
@@ -117,10 +140,12 @@ def test_an_old_store_is_upgraded_with_all_it_holds(
         assert store.claim_machine(Owner.here(), 0.0) == "alone"
         study = STUDIES[version]
         assert store.lease(store.trial_ids(study, "held")[1], Owner.here(), 60).attempt == 2
-        profile, run = make_profile(fingerprint=FINGERPRINT, measured_at=at(13)), make_noise_run()
+        profile = make_profile(fingerprint=FINGERPRINT, measured_at=at(13))
         assert store.profile(store.save_profile(profile)) == store.study_data(study).profile == profile
-        assert store.noise_runs() == ()
-        assert ((store.save_noise_run(run), run),) == store.noise_runs()
+        run, data = make_noise_run(), make_advice_data()
+        assert store.noise_runs(run.fingerprint) == store.advices() == ()
+        assert ((store.save_noise_run(run), run),) == store.noise_runs(run.fingerprint)
+        assert ((store.save_advice(data), data),) == store.advices()
     open_store(tmp_path / "new.db").close()
     assert layout(path) == layout(tmp_path / "new.db")
 
@@ -132,11 +157,12 @@ def test_an_old_store_can_be_read_without_being_changed(
     shutil.copy(old(version), path)
     with open_store(path, read_only=True) as store:
         is_all_there(store)
-        assert store.noise_runs() == ()
+        assert store.advices() == ()
         for write in (
             lambda: store.add_note(STUDIES[version], "new"),
             lambda: store.save_profile(make_profile()),
             lambda: store.save_noise_run(make_noise_run()),
+            lambda: store.save_advice(make_advice_data()),
         ):
             with pytest.raises(StoreError, match="opened to be read only"):
                 write()

@@ -1,4 +1,4 @@
-"""`batchscope list`, `show` and `export`: what the store holds, studies, profiles and noise runs alike."""
+"""`batchscope list`, `show` and `export`: what the store holds, studies, profiles, noise runs and advices alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchscope.cli import options
-from batchscope.records import Conditions, GradientNorms, NoiseRun, ProfileData, StudyData, json_safe, to_plain
+from batchscope.records import (
+    AdviceData,
+    Conditions,
+    GradientNorms,
+    NoiseRun,
+    ProfileData,
+    StudyData,
+    Tried,
+    json_safe,
+    to_plain,
+)
 
 if TYPE_CHECKING:
     from batchscope.store import NoiseSummary
@@ -31,25 +41,37 @@ EVALUATION_COLUMNS = (
 )
 WINDOW_COLUMNS = ("kind", "batch_size", "micro_batch_size", "phase", "round", "seconds")
 MEASUREMENT_COLUMNS = tuple(f.name for f in dataclasses.fields(GradientNorms))
+TRIED_COLUMNS = tuple(f.name for f in dataclasses.fields(Tried))
 NOISE_ENDINGS = {"not_reached": "goal not crossed", "diverged": "diverged", "failed": "failed"}
+AIMS = {
+    "time": "the least time",
+    "cost": "the least cost",
+    "examples": "the fewest examples",
+    "energy": "the least energy",
+}
 Id = Annotated[
-    str, typer.Argument(metavar="ID", help="The id of a study, a profile or a noise run, or the beginning of one.")
+    str,
+    typer.Argument(
+        metavar="ID", help="The id of a study, a profile, a noise run or an advice, or the beginning of one."
+    ),
 ]
 
 
 def list_studies(
     store: options.Store = "batchscope.db", as_json: options.Json = False, debug: options.Debug = False
 ) -> None:
-    """The studies, the profiles and the noise runs of a store, each oldest first."""
+    """The studies, the profiles, the noise runs and the advices of a store, each oldest first."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
         studies, profiles, noise_runs = opened.studies(), opened.profiles()[::-1], opened.noise_summaries()
+        advices = opened.advices()[::-1]
     if as_json:
         listed = {
             "studies": [dataclasses.asdict(s) for s in studies],
             "profiles": [_profile_facts(profile_id, profile) for profile_id, profile in profiles],
             "noise_runs": [_noise_facts(summary) for summary in noise_runs],
+            "advices": [_advice_facts(advice_id, data) for advice_id, data in advices],
         }
         options.print_json(json_safe(listed))
         return
@@ -60,8 +82,10 @@ def list_studies(
         print(f"{profile_id}  {profile.task}  {_profile_in_words(profile)}  {profile.measured_at}")
     for summary in noise_runs:
         print(f"{summary.id}  {summary.run.task}  {_noise_in_words(summary)}  {summary.run.measured_at}")
-    if not (studies or profiles or noise_runs):
-        print("no studies, profiles or noise runs yet")
+    for advice_id, data in advices:
+        print(f"{advice_id}  {data.task}  {_advice_in_words(data)}  {data.measured_at}")
+    if not (studies or profiles or noise_runs or advices):
+        print("no studies, profiles, noise runs or advices yet")
 
 
 def show(
@@ -70,23 +94,30 @@ def show(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """The answer of a stored study, profile or noise run, without running anything."""
+    """The answer of a stored study, profile, noise run or advice, without running anything."""
     data = _stored(store, stored)
     if isinstance(data, ProfileData):
         _show_profile(data, as_json)
     elif isinstance(data, NoiseRun):
         _show_noise(store, data, as_json)
+    elif isinstance(data, AdviceData):
+        _show_advice(data, as_json)
     else:
         _show_study(data, as_json)
 
 
-def _stored(store: str, beginning: str) -> StudyData | ProfileData | NoiseRun:
-    """All that was measured for the study, profile or noise run whose id begins like this."""
+def _stored(store: str, beginning: str) -> StudyData | ProfileData | NoiseRun | AdviceData:
+    """All that was measured for the study, profile, noise run or advice whose id begins like this."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
         kind, full_id = opened.resolve_any(beginning)
-        read = {"study": opened.study_data, "profile": opened.profile, "noise run": opened.noise_run}
+        read = {
+            "study": opened.study_data,
+            "profile": opened.profile,
+            "noise run": opened.noise_run,
+            "advice": opened.advice,
+        }
         return read[kind](full_id)
 
 
@@ -132,14 +163,28 @@ def _show_noise(store: str, run: NoiseRun, as_json: bool) -> None:
         print_noise(result, Console())
 
 
+def _show_advice(data: AdviceData, as_json: bool) -> None:
+    from rich.console import Console
+
+    from batchscope.analysis.advice import advice_to_json
+    from batchscope.report.advice_terminal import print_advice
+    from batchscope.verbs.report import advice_answer
+
+    result = advice_answer(data)
+    if as_json:
+        options.print_json(advice_to_json(result))
+    else:
+        print_advice(result, Console())
+
+
 def export(
     stored: Id,
     store: options.Store = "batchscope.db",
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Every evaluation of a study, timing window of a profile or measured step of a noise run: as CSV, or with --json
-    all as records."""
+    """Every evaluation of a study, timing window of a profile, measured step of a noise run or trial of an advice: as
+    CSV, or with --json all as records."""
     data = _stored(store, stored)
     if as_json:
         options.print_json(json_safe(to_plain(data)))
@@ -151,6 +196,9 @@ def export(
     elif isinstance(data, NoiseRun):
         lines.writerow(MEASUREMENT_COLUMNS)
         lines.writerows([getattr(one, name) for name in MEASUREMENT_COLUMNS] for one in data.measurements)
+    elif isinstance(data, AdviceData):
+        lines.writerow(TRIED_COLUMNS)
+        lines.writerows([getattr(one, name) for name in TRIED_COLUMNS] for one in data.trials)
     else:
         lines.writerow(EVALUATION_COLUMNS)
         lines.writerows(_evaluations(data))
@@ -247,6 +295,35 @@ def _noise_in_words(summary: NoiseSummary) -> str:
     else:
         ending = NOISE_ENDINGS.get(run.outcome, run.outcome)
     return f"noise measured at {steps}; {ending}"
+
+
+def _advice_facts(advice_id: str, data: AdviceData) -> dict[str, Any]:
+    """One advice of `list --json`: what was asked, and what was spent on it."""
+    return {
+        "id": advice_id,
+        "task": data.task,
+        "fingerprint": data.fingerprint,
+        "measured_at": data.measured_at,
+        **_where(data.conditions),
+        **to_plain(data.question),
+        "trials": len(data.trials),
+        "examples": data.examples,
+        "ended": data.ended,
+    }
+
+
+def _advice_in_words(data: AdviceData) -> str:
+    """One advice of `list`: what was asked, and what was spent on it. The answer itself takes an analysis: `show`."""
+    question, trials = data.question, len(data.trials)
+    if question.best_in_seconds is not None:
+        aim = f"the lowest validation loss in {question.best_in_seconds:,.10g} s"
+    elif question.best_in_examples is not None:
+        aim = f"the lowest validation loss in {question.best_in_examples:,} examples"
+    else:
+        aim = AIMS.get(question.objective, question.objective)
+    budget = f"{question.budget:,.10g} reference run{'' if question.budget == 1 else 's'}"
+    spent = f"{trials} trial{'' if trials == 1 else 's'}, {data.examples:,} examples"
+    return f"advice for {aim} within {budget}; {spent}"
 
 
 def _where(conditions: Conditions) -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """What does a store keep, who may write it, and what may a caller rely on?
 
 A store keeps *studies* (settings, timing, choices, notes), the *trials* that belong to them, every *attempt* at a
-trial, *profiles* (seconds and bytes against batch size), *noise runs* (gradient norms along a run), and the *tasks* it
-has seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store.
+trial, *profiles* (seconds and bytes against batch size), *noise runs* (gradient norms along a run), *advices* (what one
+`recommend` was asked and measured), and the *tasks* it has seen. Anything that passes
+`batchscope.testing.store_contract.StoreContract` is a store.
 
 Ownership and concurrency:
 
 - Records go in and come out frozen; floats come back with the same bits, nan and inf included.
 - A trial is identified by (task fingerprint, conditions, specification). It is stored once and linked to as many
   studies as ask for it; a finished trial is never changed.
-- A profile or a noise run is never changed and never replaced: each measurement is kept. `study_data` takes the newest
-  profile that applies.
+- A profile, a noise run or an advice is never changed and never replaced: each measurement is kept. `study_data` takes
+  the newest profile that applies.
 - Several processes may use one store at once. A trial is run by the one that holds its *lease*: `lease` is atomic,
   `renew` is the heartbeat, `finish` and `release` end it. A lease whose process has died on this host, or whose time
   has run out, may be taken at once. A runner must renew well within the lease: a third of its seconds is a good beat.
@@ -37,6 +38,7 @@ from types import TracebackType
 from typing import Self
 
 from batchscope.records import (
+    AdviceData,
     Conditions,
     NoiseRun,
     ProfileData,
@@ -106,8 +108,8 @@ class Attempt:
 
 
 class Store(ABC):
-    """The contract. A `study_id`, `profile_id` or `noise_id` may be any unambiguous beginning of one; an unknown
-    one raises `StoreError`."""
+    """The contract. A `study_id`, `profile_id`, `noise_id` or `advice_id` may be any unambiguous beginning of one; an
+    unknown one raises `StoreError`."""
 
     # --- tasks seen ---
 
@@ -239,13 +241,36 @@ class Store(ABC):
     def resolve_noise_run(self, noise_id: str) -> str:
         """The full id that begins like this. Raises `StoreError` where none or several do."""
 
+    # --- advices ---
+
+    @abstractmethod
+    def save_advice(self, data: AdviceData) -> str:
+        """Store what one `recommend` was asked and measured, and return its id.
+
+        The id is 12 hex digits, a digest of task fingerprint, conditions, question and `measured_at`. So each
+        measurement is kept, and the same one handed in twice is one. Raises `ValueError` where `measured_at` is no
+        time, `StoreError` where another advice has that id.
+        """
+
+    @abstractmethod
+    def advices(self, fingerprint: str | None = None) -> tuple[tuple[str, AdviceData], ...]:
+        """(id, advice) of all advices, or of those of one task fingerprint, in the order of `profiles`."""
+
+    @abstractmethod
+    def advice(self, advice_id: str) -> AdviceData:
+        """An advice, as it was measured: the answer is computed from it."""
+
+    @abstractmethod
+    def resolve_advice(self, advice_id: str) -> str:
+        """The full id that begins like this. Raises `StoreError` where none or several do."""
+
     # --- anything with an id ---
 
     @abstractmethod
     def resolve_any(self, beginning: str) -> tuple[str, str]:
         """(kind, full id) of the one thing whose id begins like this: for commands that take any of them.
 
-        The kind is "study", "profile" or "noise run".
+        The kind is "study", "profile", "noise run" or "advice".
 
         Raises `StoreError` where none or several do, of whichever kind; the sentence names them.
         """

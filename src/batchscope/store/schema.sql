@@ -1,4 +1,4 @@
--- What is in a store file? Version 5 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 6 of the layout; `connection.py` upgrades older files to it.
 --
 -- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
@@ -45,6 +45,16 @@ CREATE TABLE noise_runs (
     conditions  TEXT NOT NULL,            -- JSON: records.Conditions
     measured_at TEXT NOT NULL,
     noise_run   TEXT NOT NULL             -- JSON: records.NoiseRun
+);
+
+-- What one `recommend` was asked and measured: every measurement is kept.
+CREATE TABLE advices (
+    id          TEXT PRIMARY KEY,         -- 12 hex digits of the SHA-256 of what tells it from others (base.py)
+    task        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    conditions  TEXT NOT NULL,            -- JSON: records.Conditions
+    measured_at TEXT NOT NULL,
+    advice      TEXT NOT NULL             -- JSON: records.AdviceData
 );
 
 CREATE TABLE notes (

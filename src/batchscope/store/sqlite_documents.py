@@ -1,6 +1,6 @@
-"""How do profiles and noise runs live in tables of their own, and which one is newest? The contract is in `base.py`.
+"""How do profiles, noise runs and advices live in tables of their own, and which one is newest? See `base.py`.
 
-Both are *documents*: one record as one JSON text, written once, in one statement, and read whole. Beside the text
+All are *documents*: one record as one JSON text, written once, in one statement, and read whole. Beside the text
 stand the columns that it is looked up by, so that a study finds its profile among hundreds without reading them.
 `measured_at` there is the record's own time as UTC with microseconds, so that text sorts as time does; the record keeps
 the text it came with. The id is a digest of the fields that tell one document from another (`Kind.identity`).
@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from batchscope.errors import StoreError
-from batchscope.records import Conditions, NoiseRun, ProfileData, from_plain, to_plain
+from batchscope.records import AdviceData, Conditions, NoiseRun, ProfileData, from_plain, to_plain
 from batchscope.store import exact
 from batchscope.store.base import NoiseSummary
 from batchscope.store.sqlite_studies import TABLES, StudyTables, digest
 
 LONG_FIELDS = ("measurements", "trace", "deviations", "layers", "proxies")  # what a `NoiseSummary` leaves out
 NEWEST_FIRST = "ORDER BY measured_at DESC, rowid DESC"
-Document = TypeVar("Document", ProfileData, NoiseRun)
+Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData)
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ NOISE_RUNS = Kind(
     ),
     column="noise_run",
 )
+ADVICES = Kind("advice", AdviceData, ("fingerprint", "conditions", "question", "measured_at"), column="advice")
 
 
 class DocumentTables(StudyTables):
-    """The parts of the contract that concern profiles and noise runs, on the file that `StudyTables` opened."""
+    """What the contract says of profiles, noise runs and advices, on the file that `StudyTables` opened."""
 
     # --- profiles ---
 
@@ -105,6 +106,20 @@ class DocumentTables(StudyTables):
 
     def resolve_noise_run(self, noise_id: str) -> str:
         return self._only(noise_id, "noise run")[1]
+
+    # --- advices ---
+
+    def save_advice(self, data: AdviceData) -> str:
+        return self._save(ADVICES, data)
+
+    def advices(self, fingerprint: str | None = None) -> tuple[tuple[str, AdviceData], ...]:
+        return self._all(ADVICES, fingerprint)
+
+    def advice(self, advice_id: str) -> AdviceData:
+        return self._one(ADVICES, advice_id)
+
+    def resolve_advice(self, advice_id: str) -> str:
+        return self._only(advice_id, "advice")[1]
 
     # --- anything with an id ---
 
@@ -164,7 +179,7 @@ def _utc(time: str, name: str) -> str:
         read = datetime.fromisoformat(time)
     except ValueError:
         raise ValueError(
-            f"a {name} needs `measured_at` as a time in UTC, ISO 8601, got {time!r}: "
+            f"each {name} needs `measured_at` as a time in UTC, ISO 8601, got {time!r}: "
             "write datetime.now(UTC).isoformat()"
         ) from None
     read = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)

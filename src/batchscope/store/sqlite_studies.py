@@ -1,8 +1,8 @@
 """How do tasks and studies live in the tables `tasks`, `studies` and `notes`? The contract is in `base.py`.
 
 Every public method is one transaction, opened by `_read` or `_write`; BEGIN IMMEDIATE takes the file's one write lock
-before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_documents.py` adds the profiles
-and the noise runs, `sqlite.py` the trials.
+before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_documents.py` adds the
+profiles, noise runs and advices, `sqlite.py` the trials.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from batchscope.store.base import SeenTask, Store, StudySummary
 from batchscope.store.connection import connect, translated
 
 # What has an id that users type, and the table it is kept in.
-TABLES = {"study": "studies", "profile": "profiles", "noise run": "noise_runs"}
+TABLES = {"study": "studies", "profile": "profiles", "noise run": "noise_runs", "advice": "advices"}
 
 
 class StudyTables(Store):

@@ -7,7 +7,7 @@
 `open` is called more than once with the same folder: what was stored must be there again. Every test uses the
 abstract methods only, from one process; what two processes may do to each other depends on the medium and is for the
 store's own tests. Tasks and studies are here, trials in `store_trials.py`, profiles in `store_profiles.py`,
-noise runs in `store_noise.py`.
+noise runs in `store_noise.py`, advices in `store_advice.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from batchscope.records import Goal
 from batchscope.store.base import Store
 from batchscope.store.owner import Owner
 from batchscope.testing.examples import CHOICES, TIMING, bits, make_result, make_settings, make_spec
+from batchscope.testing.store_advice import AdviceContract
 from batchscope.testing.store_noise import NoiseContract
 from batchscope.testing.store_profiles import ProfileContract
 from batchscope.testing.store_trials import TrialContract
 
 
-class StoreContract(TrialContract, ProfileContract, NoiseContract):
+class StoreContract(TrialContract, ProfileContract, NoiseContract, AdviceContract):
     """All tests."""
 
     # --- tasks seen ---

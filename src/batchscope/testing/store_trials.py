@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from batchscope.errors import StoreError
-from batchscope.records import Evaluation, TrialResult
+from batchscope.records import Evaluation, Measured, TrialResult
 from batchscope.store.base import Store
 from batchscope.store.owner import Owner
 from batchscope.testing.examples import CONDITIONS, ODD_FLOATS, bits, make_result, make_settings, make_spec
@@ -62,7 +62,8 @@ class TrialContract(StoreFixtures):
     @pytest.mark.parametrize("value", ODD_FLOATS, ids=repr)
     def test_floats_keep_their_bits(self, store: Store, me: Owner, trial: int, value: float) -> None:
         line = Evaluation(1, 32, {"loss": value}, {"loss": value, "accuracy": value}, value, value)
-        result = TrialResult("diverged", "divergence", "", 1, 32, (line,), value, {"loss": value}, value)
+        noise = Measured(value, value, value, 2)
+        result = TrialResult("diverged", "divergence", "", 1, 32, (line,), value, {"loss": value}, value, noise)
         self.run(store, trial, me, result)
         record = store.trial(trial)
         assert record is not None

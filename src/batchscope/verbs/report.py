@@ -1,4 +1,4 @@
-"""`report`: the HTML page of a stored study, profile or noise run, drawn again. Needs no torch and runs nothing."""
+"""`report`: the page of a stored study, profile, noise run or advice, drawn again. Needs no torch and runs nothing."""
 
 from __future__ import annotations
 
@@ -7,35 +7,46 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from batchscope.analysis.advice import analyse_advice
 from batchscope.analysis.noise import analyse_noise
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.table import analyse
 from batchscope.errors import CannotAnswer
-from batchscope.records import NoiseResult, NoiseRun, ProfileResult, StudyResult
+from batchscope.records import Advice, AdviceData, NoiseResult, NoiseRun, ProfileResult, StudyResult
 from batchscope.report import html
+from batchscope.report.advice_html import write_advice
+from batchscope.report.advice_words import worded
 from batchscope.report.noise_html import write_noise
 from batchscope.report.profile_html import write_profile
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 
-R = TypeVar("R", StudyResult, ProfileResult, NoiseResult)
+R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice)
 
 
 def write_report(study: str, *, store: str | Path = "batchscope.db", path: str | Path | None = None) -> Path:
-    """Write the page of `study` (the id of a study, a profile or a noise run, or its beginning); returns its path."""
+    """Write the page of `study`, an id or its beginning: a study, profile, noise run or advice. Returns its path."""
     with open_store(store, read_only=True) as opened:
         kind, found = opened.resolve_any(study)
+
+        def where(name: str) -> Path:
+            return Path(path) if path is not None else default_path(store, name, found)
+
         if kind == "profile":
             profile = opened.profile(found)
-            where = Path(path) if path is not None else default_path(store, f"{profile.task}-profile", found)
-            return write_profile(dataclasses.replace(analyse_profile(profile), report=str(where)), where)
+            page = where(f"{profile.task}-profile")
+            return write_profile(dataclasses.replace(analyse_profile(profile), report=str(page)), page)
         if kind == "noise run":
             run = opened.noise_run(found)
-            where = Path(path) if path is not None else default_path(store, f"{run.task}-noise", found)
-            return write_noise(dataclasses.replace(noise_answer(opened, run), report=str(where)), where)
+            page = where(f"{run.task}-noise")
+            return write_noise(dataclasses.replace(noise_answer(opened, run), report=str(page)), page)
+        if kind == "advice":
+            advice = opened.advice(found)
+            page = where(f"{advice.task}-advice")
+            return write_advice(dataclasses.replace(advice_answer(advice), report=str(page)), page)
         data = opened.study_data(found)
-    where = Path(path) if path is not None else default_path(store, data.settings.task, found)
-    return html.write_report(dataclasses.replace(analyse(data), report=str(where)), data, where)
+    page = where(data.settings.task)
+    return html.write_report(dataclasses.replace(analyse(data), report=str(page)), data, page)
 
 
 def noise_answer(store: Store, run: NoiseRun) -> NoiseResult:
@@ -43,6 +54,11 @@ def noise_answer(store: Store, run: NoiseRun) -> NoiseResult:
     study_id = store.newest_tuned_study(run.fingerprint)
     study = None if study_id is None else store.study_data(study_id)
     return analyse_noise(run, study, study_id or "")
+
+
+def advice_answer(data: AdviceData) -> Advice:
+    """The answer that an advice's data give, its sentences and its snippet included."""
+    return worded(analyse_advice(data))
 
 
 def drawn(result: R, path: str | Path, write: Callable[[R, Path], Path], hear: Callable[[str, dict], None]) -> R:
