@@ -16,15 +16,27 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from batchscope.errors import BatchscopeError, CannotAnswer, StoreError, TaskError, UnsupportedTask, UsageError
+    from batchscope.measure.branching import branches
     from batchscope.measure.meter import StepMeter
     from batchscope.measure.monitor import NoiseMonitor
-    from batchscope.records import Goal, Measured, MicroBatch, NoiseReport, NoiseResult, ProfileResult, StudyResult
+    from batchscope.records import (
+        Advice,
+        BranchAnswer,
+        Goal,
+        Measured,
+        MicroBatch,
+        NoiseReport,
+        NoiseResult,
+        ProfileResult,
+        StudyResult,
+    )
     from batchscope.references import cite
     from batchscope.store.sqlite import open_store
     from batchscope.task import Task, load_task
     from batchscope.verbs.ceiling import largest_micro_batch
     from batchscope.verbs.noise import noise
     from batchscope.verbs.profile import profile
+    from batchscope.verbs.recommend import recommend
     from batchscope.verbs.report import write_report
     from batchscope.verbs.study import study
 
@@ -37,17 +49,21 @@ _HOME = {
     "study": "batchscope.verbs.study",
     "profile": "batchscope.verbs.profile",
     "noise": "batchscope.verbs.noise",
+    "recommend": "batchscope.verbs.recommend",
     "largest_micro_batch": "batchscope.verbs.ceiling",
     "write_report": "batchscope.verbs.report",
     # what a loop of one's own can use
     "StepMeter": "batchscope.measure.meter",
     "NoiseMonitor": "batchscope.measure.monitor",
+    "branches": "batchscope.measure.branching",
     # what is answered
     "StudyResult": "batchscope.records",
     "ProfileResult": "batchscope.records",
     "MicroBatch": "batchscope.records",
     "NoiseResult": "batchscope.records",
     "NoiseReport": "batchscope.records",
+    "Advice": "batchscope.records",
+    "BranchAnswer": "batchscope.records",
     "Measured": "batchscope.records",
     "cite": "batchscope.references",
     # where it is kept
@@ -62,7 +78,9 @@ _HOME = {
 }
 
 __all__ = [
+    "Advice",
     "BatchscopeError",
+    "BranchAnswer",
     "CannotAnswer",
     "Goal",
     "Measured",
@@ -78,12 +96,14 @@ __all__ = [
     "TaskError",
     "UnsupportedTask",
     "UsageError",
+    "branches",
     "cite",
     "largest_micro_batch",
     "load_task",
     "noise",
     "open_store",
     "profile",
+    "recommend",
     "study",
     "write_report",
 ]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchscope.records import (
+    Advice,
+    BranchAnswer,
     Claim,
     Evaluation,
     LawFit,
@@ -152,6 +154,27 @@ _ALL = (
         "2505.23971",
     ),
     Reference(
+        "li2024",
+        "Li, Zhao, Zhang, Sun, Wu, et al.",
+        2024,
+        "Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling",
+        "2405.14578",
+    ),
+    Reference(
+        "frazier2009",
+        "Frazier, Powell, Dayanik",
+        2009,
+        "The Knowledge-Gradient Policy for Correlated Normal Beliefs",
+        where="INFORMS Journal on Computing 21(4), 599-613",
+    ),
+    Reference(
+        "delmoral2006",
+        "Del Moral, Doucet, Jasra",
+        2006,
+        "Sequential Monte Carlo Samplers",
+        where="Journal of the Royal Statistical Society B 68(3), 411-436",
+    ),
+    Reference(
         "naganuma2026",
         "Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi",
         2026,
@@ -186,15 +209,18 @@ def keys(record: Any) -> tuple[str, ...]:
     if isinstance(record, NoiseScale):
         sign = ("naganuma2026",) if record.metric == "sign" else ()
         return ("mccandlish2018", "fieller1954", "vonneumann1941", "andrews1992", *sign)
-    if isinstance(record, NoiseReport):
-        scales = (record.scale, *record.layers.values(), *record.proxies.values())
+    if isinstance(record, (NoiseReport, NoiseResult)):
+        whole, against = (
+            (record.scale, None) if isinstance(record, NoiseReport) else (record.run_average, record.against_sweep)
+        )
+        scales = (whole, *record.layers.values(), *record.proxies.values())
         source = ("gray2024",) if record.source == "examples" else ()
-        return tuple(dict.fromkeys((*(key for scale in scales for key in keys(scale)), *source)))
-    if isinstance(record, NoiseResult):
-        scales = (record.run_average, *record.layers.values(), *record.proxies.values())
-        source = ("gray2024",) if record.source == "examples" else ()
-        sweep = ("zou2008", "merrill2025") if record.against_sweep is not None else ()
+        sweep = ("zou2008", "merrill2025") if against is not None else ()
         return tuple(dict.fromkeys((*(key for scale in scales for key in keys(scale)), *source, *sweep)))
+    if isinstance(record, Advice):
+        return ("mccandlish2018", "li2024", "frazier2009", "delmoral2006")
+    if isinstance(record, BranchAnswer):
+        return ("merrill2025",)
     if isinstance(record, (Measured, Evaluation)):
         return ()
     raise TypeError(

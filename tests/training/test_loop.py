@@ -253,7 +253,7 @@ def test_trials_end_as_their_rule_says():
     assert (on.outcome, on.ended_by) == ("reached", "budget")
     assert on.trace[1 : len(easy.trace)] == easy.trace[1:]
     capped = train(toy(), trial(4, budget=10 * SIZE, cap_examples=50), device=CPU, crossed=crossed, goal=goal)
-    assert (capped.ended_by, capped.examples) == ("cap", 62)  # 46 + 16: the first evaluation past 50 examples
+    assert (capped.ended_by, capped.examples) == ("cap", 50)  # 46 + 4: the first step that ends at 50 examples or past
     patient = train(toy(lr=2.0), trial(4, lr=2.0, budget=100 * SIZE, patience_epochs=2.0), device=CPU)
     best = min(patient.trace, key=lambda e: e.validation["loss"])
     assert (patient.outcome, patient.ended_by) == ("not_reached", "patience")

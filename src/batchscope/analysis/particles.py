@@ -3,10 +3,10 @@
     pi_k(x)  ~  prior(x) * likelihood(x)^beta_k,      0 = beta_0 < beta_1 < ... = 1
 
 Draws from the prior are carried along: each beta is the largest that keeps the effective number of draws at a half,
-(sum w)^2 / sum w^2 = N / 2 with w = likelihood^(beta_k - beta_(k-1)); then they are resampled (systematically) and moved
-by random-walk Metropolis steps with the draws' own covariance. Unlike one Markov chain this needs no start, finds
-several modes, and works on all draws at once. Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers, J. R. Statist.
-Soc. B 68 (2006); the choice of beta: Jasra et al., Scand. J. Statist. 38 (2011).
+(sum w)^2 / sum w^2 = N / 2 with w = likelihood^(beta_k - beta_(k-1)); then they are resampled (systematically) and
+moved by random-walk Metropolis steps with the draws' own covariance. Unlike one Markov chain this needs no start, finds
+several modes, and works on all draws at once. Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers, J. R.
+Statist. Soc. B 68 (2006); the choice of beta: Jasra et al., Scand. J. Statist. 38 (2011).
 
 Parameters are standardised: the prior is standard normal in every dimension, and whoever asks transforms.
 """

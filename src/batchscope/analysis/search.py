@@ -24,7 +24,7 @@ import numpy as np
 from batchscope.analysis.particles import Array
 from batchscope.analysis.surface import Posterior, Prior, Run, fit_surface
 
-FIRM = 0.004  # of the objective: a run expected to gain less is not worth its price (a guess)
+FIRM, FIRM_LOSS = 0.004, 0.001  # of the objective: a run expected to gain less is not worth its price (guesses)
 MARGIN = 1.5  # times the best mean: beyond, a run has shown all that the decision needs (a guess)
 RATES_PER_OCTAVE = 2  # learning rates that are tried: powers of sqrt(2) of the user's own
 OCTAVES = 2.5  # on either side of the best known learning rate
@@ -34,7 +34,7 @@ NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 LEAST_EVALUATIONS = 6  # that a run is given before it can be cut off (a guess)
 CONFIRMATIONS = 3  # evaluations after the crossing that a run still costs: two to confirm it, one for the step's end
-RESERVE_SD = 1.5  # standard deviations above the mean that are set aside for the verification
+RESERVED = 0.9  # quantile of a verification's examples that is set aside for it (a guess)
 
 Point = tuple[int, float]
 
@@ -45,11 +45,12 @@ class Setting:
 
     sizes: tuple[int, ...]
     log_weights: Mapping[int, float]  # log w(B)
+    own_batch_size: int
     own_learning_rate: float
-    train_size: int
     budget_examples: int  # the most that one run may use
     cadence_examples: int
     limit_examples: float  # of all runs together
+    run_examples: Mapping[int, int] | None = None  # every run is this long: the lowest loss then is the objective
     rates_per_octave: int = RATES_PER_OCTAVE
 
 
@@ -82,15 +83,21 @@ class View:
 def view_of(setting: Setting, runs: Sequence[Run], prior: Prior, draws: int = DRAWS, seed: int = 0) -> View:
     """Fit the runs, and look at every batch size at learning rates about its best known one, and at every point run."""
     posterior = fit_surface(runs, prior, draws, seed)
-    points = tuple(sorted({*_grid(setting, posterior), *_run_points(setting, runs)}))
+    own = (setting.own_batch_size, setting.own_learning_rate)
+    run = {(r.batch_size, r.learning_rate) for r in runs} | {own}
+    points = tuple(sorted({*_grid(setting, posterior), *(point for point in run if point[0] in setting.log_weights)}))
     examples = posterior.examples(points)
-    values = examples + np.array([setting.log_weights[b] for b, _ in points])
+    if setting.run_examples is None:
+        values = examples + np.array([setting.log_weights[b] for b, _ in points])
+    else:
+        values = examples
+    return View(posterior, points, examples, values, typical(values))
+
+
+def typical(values: Array) -> Array:
+    """(points,) means of draws (N, points), those far above the least median counted as FAR above it."""
     least = float(np.min(np.median(values, axis=0)))
-    return View(posterior, points, examples, values, np.mean(np.minimum(values, least + FAR), axis=0))
-
-
-def _run_points(setting: Setting, runs: Sequence[Run]) -> set[Point]:
-    return {(r.batch_size, r.learning_rate) for r in runs if r.batch_size in setting.log_weights}
+    return np.mean(np.minimum(values, least + FAR), axis=0)
 
 
 def _grid(setting: Setting, posterior: Posterior) -> list[Point]:
@@ -107,25 +114,26 @@ def _grid(setting: Setting, posterior: Posterior) -> list[Point]:
 def proposals(setting: Setting, view: View, spent: float, count: int = 2) -> list[Proposal]:
     """The next runs, at most `count`; none where the decision is firm or no run that matters fits into the budget.
 
-    The price of a verification at the best point is set aside. Each further run is chosen as if the ones before it had
+    The price of a verification is set aside. Each further run is chosen as if the ones before it had
     been made, as far as their covariance tells (their values are not known).
     """
     room = setting.limit_examples - spent - reserve(setting, view)
     clipped = np.minimum(view.values, view.means[view.best] + FAR)
     covariance, noise = np.cov(clipped.T), float(np.mean(view.posterior.p.sigma**2))
-    covariance = np.atleast_2d(covariance)
+    covariance, firm = np.atleast_2d(covariance), FIRM if setting.run_examples is None else FIRM_LOSS
     caps, costs = _caps(setting, view), _costs(setting, view)
-    values_at_caps = np.log(caps) + view.values[0] - view.examples[0]
+    values_at_caps = np.log(caps) + view.values[0] - view.examples[0] if setting.run_examples is None else None
     chosen: list[Proposal] = []
     for _ in range(count):
         gains = knowledge_gradients(view.means, covariance, noise, values_at_caps)
-        worth = np.where((caps + _sizes(view) <= room) & (gains >= FIRM), gains / costs, 0.0)
+        worth = np.where((caps + _sizes(view) <= room) & (gains >= firm), gains / costs, 0.0)
         j = int(np.argmax(worth))
         if worth[j] <= 0.0:
             break
         cap = int(caps[j])
         size, rate = view.points[j]
-        chosen.append(Proposal(size, rate, cap if cap < setting.budget_examples else None, float(gains[j])))
+        whole = setting.run_examples is not None or cap >= setting.budget_examples
+        chosen.append(Proposal(size, rate, None if whole else cap, float(gains[j])))
         room -= cap + size
         covariance = covariance - np.outer(covariance[j], covariance[j]) / (covariance[j, j] + noise)
     return chosen
@@ -148,16 +156,26 @@ def knowledge_gradients(means: Array, covariance: Array, noise: float, caps: Arr
 
 
 def reserve(setting: Setting, view: View) -> float:
-    """Examples set aside for running the best point once more to its goal."""
-    draws = view.examples[:, view.best]
-    most = float(np.exp(np.median(draws) + RESERVE_SD * _spread(draws)))
-    size = view.points[view.best][0]
-    return min(most + CONFIRMATIONS * _between(setting, size), setting.budget_examples) + size
+    """Examples set aside for running the best point that reached the goal once more to it; 0 while none did."""
+    reached = {(r.batch_size, r.learning_rate) for r in view.posterior.runs if not r.censored and not r.diverged}
+    known = [k for k, point in enumerate(view.points) if point in reached]
+    if not known:
+        return 0.0
+    best = min(known, key=lambda k: view.means[k])
+    size = view.points[best][0]
+    if setting.run_examples is not None:
+        return float(setting.run_examples[size] + size)
+    most = float(np.exp(np.quantile(view.examples[:, best], RESERVED)))
+    return min(most + CONFIRMATIONS * float(_between(setting, size)), setting.budget_examples) + size
 
 
-def _spread(draws: Array) -> float:
-    low, high = np.quantile(draws, (0.16, 0.84))
-    return 0.5 * float(high - low)
+def expected(setting: Setting, view: View, index: int) -> float:
+    """Examples that a run at a point is expected to use, to the end of its last step."""
+    size = view.points[index][0]
+    if setting.run_examples is not None:
+        return float(setting.run_examples[size] + size)
+    middle = float(np.exp(min(np.median(view.examples[:, index]), 700.0)))
+    return middle + CONFIRMATIONS * float(_between(setting, size)) + size
 
 
 def _between(setting: Setting, size: int | Array) -> float | Array:
@@ -171,6 +189,8 @@ def _sizes(view: View) -> Array:
 
 def _caps(setting: Setting, view: View) -> Array:
     """Examples after which a run at each point has a value beyond MARGIN times the best's."""
+    if setting.run_examples is not None:
+        return np.array([float(setting.run_examples[b]) for b, _ in view.points])
     weights = view.values[0] - view.examples[0]
     cap = np.exp(view.means[view.best] + math.log(MARGIN) - weights)
     least = LEAST_EVALUATIONS * _between(setting, _sizes(view))
@@ -180,5 +200,7 @@ def _caps(setting: Setting, view: View) -> Array:
 def _costs(setting: Setting, view: View) -> Array:
     """Examples that a run at each point is expected to use."""
     caps = _caps(setting, view)
+    if setting.run_examples is not None:
+        return caps + _sizes(view)
     to_goal = np.exp(np.minimum(view.examples, 60.0)) + CONFIRMATIONS * _between(setting, _sizes(view))
     return np.mean(np.minimum(to_goal, caps), axis=0) + _sizes(view)

@@ -4,13 +4,16 @@
 
 - The law of `tradeoff`, in examples: E = B S(B).
 - m(B) = log2 of the best learning rate: m(B) - m(own) = f(B) - f(own), f = -log2((K/B)^rise + (B/K)^fall). rise = 1,
-  fall = 0 is McCandlish's saturating rule for SGD, rise = fall = 1/2 Li's for Adam (arXiv 2405.14578), rise = fall = 0 a
-  constant one; K lies near B_crit, by a factor that is fitted.
-- P(v), v octaves beside the best: below it log 2 v^2 / (|v| + d), far below 1/eta, as steps are then; above it c v^2. On
-  a quadratic a step gains r (2 - r) of the best with r = 2^v, which d = 1.3 follows within 0.02 down to r = 1/8.
+  fall = 0 is McCandlish's saturating rule for SGD, rise = fall = 1/2 Li's for Adam (arXiv 2405.14578), rise = fall = 0
+  a constant one; K lies near B_crit, by a factor that is fitted.
+- P(v), v octaves beside the best: below it log 2 v^2 / (|v| + d), far below 1/eta, as steps are then; above it c v^2.
+  On a quadratic a step gains r (2 - r) of the best with r = 2^v, which d = 1.3 follows within 0.02 down to r = 1/8.
 - g: what the smooth form does not say, a Gaussian process of standard deviation tau: so measured points are believed
   where the form fails. Its correlation falls over two octaves of batch size and of learning rate.
-- A run that did not reach the goal has E above its bound. A run that diverged had v above D, give or take half an octave.
+- Where the lowest loss L in a given time is asked for instead of the time to a goal: with V = log E + log w(B), and
+  loss a power law of the progress made, log L = offset + gain (V - V(own)) + g + e (`Prior.log_weights`).
+- A run is lost with a probability that rises from 0 to 1 about v = D, give or take half an octave. One that diverged
+  was lost; one that did not reach the goal was, or has E above its bound; one that reached was not.
 
 Priors are wide guesses and stand beside their parameters. No point, the user's own included, is assumed to be good.
 """
@@ -18,7 +21,7 @@ Priors are wide guesses and stand beside their parameters. No point, the user's 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,28 +44,34 @@ OWN_RATE_SD = 2.5  # octaves, of the best learning rate about the user's own
 LOG_BELOW, LOG_ABOVE = (math.log(1.3), 0.35), (math.log(0.4), 0.7)  # log d, log c
 LOG_DIVERGED = (math.log(2.0), 0.4)  # log D
 LOG_SIGMA, LOG_TAU = (math.log(0.07), 0.5), (math.log(0.06), 0.6)
+LOG_GAIN, OFFSET_SD = (math.log(0.2), 0.8), 0.5  # d log L / d log(time), and of log L at the own point at its best
+LOSS_SPREAD = 0.15  # sigma and tau of log loss, in those of log examples (a guess)
 EXAMPLES_SD = 1.5  # of log E at the own batch size and its best learning rate, about the first run's
-PARAMETERS = 11
+PARAMETERS = 12
 DIVERGED_COST = math.log(100.0)  # of log examples: what a point that surely diverges is charged in predictions
 
 
 class Run(NamedTuple):
-    """One training run: log of the examples it needed, or of a bound on them where `censored`."""
+    """One training run: log of the examples it needed, or of a bound on them where `censored`; or of its loss."""
 
     batch_size: int
     learning_rate: float
-    log_examples: float
+    log_value: float
     censored: bool = False
     diverged: bool = False
 
 
 class Prior(NamedTuple):
-    """Where the search begins: the own point, log E about there, and (mean, sd) of log B_crit."""
+    """Where the search begins: the own point, log E (or log L) about there, and (mean, sd) of log B_crit.
+
+    `log_weights`: runs are losses, and this is log w(B) at every batch size.
+    """
 
     batch_size: int
     learning_rate: float
-    log_examples: float
+    log_value: float
     log_b_crit: tuple[float, float] = NO_NOISE_SCALE
+    log_weights: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,9 @@ class Parameters:
     sigma: Array
     tau: Array
     own: float  # log of the own batch size
+    gain: Array  # with weights: of log loss
+    offset: Array
+    weights: tuple[Array, Array] | None = None  # (log batch sizes, log w)
 
     def law(self, log_size: Array) -> Array:
         """(N, n) log examples at the best learning rate, by the law alone."""
@@ -96,8 +108,13 @@ class Parameters:
         return LN2 * low**2 / (low + self.below) + self.above * high**2
 
     def mean(self, log_size: Array, rate: Array) -> Array:
-        """(N, n) log examples by law and learning rate (log2), without the misfit g."""
-        return self.law(log_size) + self.penalty(rate - self.best_rate(log_size))
+        """(N, n) log examples (log loss) by law and learning rate (log2), without the misfit g."""
+        examples = self.law(log_size) + self.penalty(rate - self.best_rate(log_size))
+        if self.weights is None:
+            return examples
+        own = np.array([self.own])
+        beside = examples + np.interp(log_size, *self.weights) - self.law(own) - np.interp(own, *self.weights)
+        return self.offset + self.gain * beside
 
     def slope(self, log_size: Array) -> Array:
         """d log2 eta / d log2 B of the best learning rate: 1 linear, 1/2 square root, 0 saturated, below 0 falling."""
@@ -112,10 +129,11 @@ class Parameters:
 
 def parameters(x: Array, prior: Prior) -> Parameters:
     """Standardised draws (N, PARAMETERS) as parameters: the prior is standard normal in x."""
-    e, b, own, rise, fall, knee, below, above, diverged, sigma, tau = (x[:, k, None] for k in range(PARAMETERS))
+    e, b, own, rise, fall, knee, below, above, diverged, sigma, tau, gain = (x[:, k, None] for k in range(PARAMETERS))
     log_b_crit = prior.log_b_crit[0] + prior.log_b_crit[1] * b
     log_own = math.log(prior.batch_size)
-    log_e = prior.log_examples + EXAMPLES_SD * e
+    loss = prior.log_weights is not None
+    log_e, scale = (0.0 if loss else prior.log_value) + EXAMPLES_SD * e, LOSS_SPREAD if loss else 1.0
     return Parameters(
         log_s_min=log_e - np.logaddexp(log_own, log_b_crit),
         log_b_crit=log_b_crit,
@@ -126,10 +144,19 @@ def parameters(x: Array, prior: Prior) -> Parameters:
         below=np.exp(LOG_BELOW[0] + LOG_BELOW[1] * below),
         above=np.exp(LOG_ABOVE[0] + LOG_ABOVE[1] * above),
         diverged=np.exp(LOG_DIVERGED[0] + LOG_DIVERGED[1] * diverged),
-        sigma=np.exp(LOG_SIGMA[0] + LOG_SIGMA[1] * sigma),
-        tau=np.exp(LOG_TAU[0] + LOG_TAU[1] * tau),
+        sigma=scale * np.exp(LOG_SIGMA[0] + LOG_SIGMA[1] * sigma),
+        tau=scale * np.exp(LOG_TAU[0] + LOG_TAU[1] * tau),
         own=log_own,
+        gain=np.exp(LOG_GAIN[0] + LOG_GAIN[1] * gain),
+        offset=prior.log_value + OFFSET_SD * e,
+        weights=None if prior.log_weights is None else _table(prior.log_weights),
     )
+
+
+def _table(log_weights: Mapping[int, float]) -> tuple[Array, Array]:
+    """(log batch sizes, log w), ascending."""
+    sizes = sorted(log_weights)
+    return np.log(np.array(sizes, float)), np.array([log_weights[b] for b in sizes])
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,7 @@ class Posterior:
     seed: int
 
     def examples(self, points: Sequence[tuple[int, float]]) -> Array:
-        """(N, points) draws of log examples to goal at (batch size, learning rate), the mean over seeds.
+        """(N, points) draws of log examples to goal (log loss) at (batch size, learning rate), the mean over seeds.
 
         The misfit g is drawn along with it, given the runs (Matheron's rule: a draw from the prior of g at runs and
         points, plus what the runs' remaining residuals say); a run that only gave a bound is given a value above it.
@@ -150,14 +177,14 @@ class Posterior:
         rng = np.random.default_rng(self.seed + 1)
         p, count = self.p, len(self.x)
         sizes, rates = _places(points)
-        seen = _Seen(self.runs)
+        seen = Seen(self.runs)
         k = np.concatenate([seen.sizes, sizes]), np.concatenate([seen.rates, rates])
         joint = _alike(*k, *k)
         lower = np.linalg.cholesky(joint + 1e-6 * np.eye(len(joint)))
         g = p.tau * (rng.standard_normal((count, len(joint))) @ lower.T)
         n = len(seen.sizes)
         found = p.mean(sizes, rates) + g[:, n:]
-        if n:
+        if n:  # the residuals that law, learning rate and this draw of g leave
             roots, vectors = np.linalg.eigh(joint[:n, :n])
             rest = seen.completed(p, rng) - p.mean(seen.sizes, seen.rates) - g[:, :n]
             rest = rest - p.sigma * rng.standard_normal(rest.shape)
@@ -169,7 +196,7 @@ class Posterior:
 
 def fit_surface(runs: Sequence[Run], prior: Prior, draws: int = 1000, seed: int = 0) -> Posterior:
     """The posterior given these runs; the same seed gives the same draws."""
-    seen = _Seen(tuple(runs))
+    seen = Seen(tuple(runs))
 
     def log_likelihood(x: Array) -> Array:
         return seen.log_likelihood(parameters(x, prior))
@@ -178,7 +205,7 @@ def fit_surface(runs: Sequence[Run], prior: Prior, draws: int = 1000, seed: int 
     return Posterior(x, parameters(x, prior), tuple(runs), seed)
 
 
-class _Seen:
+class Seen:
     """The runs as arrays; those that reached first, then those that only gave a bound; those that diverged apart."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -186,7 +213,7 @@ class _Seen:
         bounds = [r for r in runs if r.censored and not r.diverged]
         self.known = len(known)
         self.sizes, self.rates = _places([(r.batch_size, r.learning_rate) for r in (*known, *bounds)])
-        self.logs = np.array([r.log_examples for r in (*known, *bounds)])
+        self.logs = np.array([r.log_value for r in (*known, *bounds)])
         self.lost_sizes, self.lost_rates = _places([(r.batch_size, r.learning_rate) for r in runs if r.diverged])
         k = self.known
         alike = _alike(self.sizes, self.rates, self.sizes, self.rates)
@@ -195,25 +222,34 @@ class _Seen:
         self.across = alike[k:, :k] @ vectors
 
     def log_likelihood(self, p: Parameters) -> Array:
-        """(N,): known runs jointly normal with covariance tau^2 alike + sigma^2; bounds given those, one by one."""
+        """(N,): known runs jointly normal with covariance tau^2 alike + sigma^2; bounds given those, one by one.
+
+        Up to the factors of sqrt(2 pi), which are the same for all draws.
+        """
         mean = p.mean(self.sizes, self.rates)
         rest = (self.logs[: self.known] - mean[:, : self.known]) @ self.vectors
         variance = p.tau**2 * self.roots + p.sigma**2
         total = -0.5 * np.sum(rest**2 / variance + np.log(variance), axis=1)
+        lost, above = self._chance(p, self.sizes, self.rates), self._above(p, mean)
+        total = total + np.sum(np.log1p(-lost[:, : self.known]), axis=1)
+        total = total + np.sum(np.log(lost[:, self.known :] + (1.0 - lost[:, self.known :]) * above), axis=1)
+        return total + np.sum(np.log(self._chance(p, self.lost_sizes, self.lost_rates)), axis=1)
+
+    def _above(self, p: Parameters, mean: Array) -> Array:
+        """(N, bounds) probability that a run that was not lost has log examples above its bound."""
         centre, sd = self._given_known(p, mean)
-        total = total + np.sum(special.log_ndtr((centre - self.logs[self.known :]) / sd), axis=1)
-        stayed, lost = self._chance(p, self.sizes, self.rates), self._chance(p, self.lost_sizes, self.lost_rates)
-        return total + np.sum(np.log1p(-stayed), axis=1) + np.sum(np.log(lost), axis=1)
+        return special.ndtr((centre - self.logs[self.known :]) / sd)
 
     def completed(self, p: Parameters, rng: np.random.Generator) -> Array:
-        """(N, n) log examples of the runs: those that only gave a bound drawn from above it."""
+        """(N, n) log examples of the runs: those that only gave a bound drawn from above it, unless they were lost."""
         mean = p.mean(self.sizes, self.rates)
         centre, sd = self._given_known(p, mean)
         bounds = self.logs[self.known :]
-        above = special.ndtr((centre - bounds) / sd) * rng.random(
-            centre.shape
-        )  # upper tail probability, below the bound's
-        drawn = np.maximum(bounds, centre - sd * special.ndtri(np.clip(above, 1e-300, 1.0 - 1e-12)))
+        above, lost = special.ndtr((centre - bounds) / sd), self._chance(p, self.sizes, self.rates)[:, self.known :]
+        share = np.clip(above * rng.random(centre.shape), 1e-300, 1.0 - 1e-12)  # of the upper tail, at the drawn value
+        drawn = np.maximum(bounds, centre - sd * special.ndtri(share))
+        gone = rng.random(centre.shape) * (lost + (1.0 - lost) * above) < lost
+        drawn = np.where(gone, centre + sd * rng.standard_normal(centre.shape), drawn)
         known = np.broadcast_to(self.logs[: self.known], (len(mean), self.known))
         return np.concatenate([known, drawn], axis=1)
 
@@ -227,7 +263,7 @@ class _Seen:
 
     @staticmethod
     def _chance(p: Parameters, sizes: Array, rates: Array) -> Array:
-        """(N, n) probability that a run diverges."""
+        """(N, n) probability that a run is lost."""
         beside = rates - p.best_rate(sizes)
         return LAPSE + (1.0 - 2.0 * LAPSE) * special.ndtr((beside - p.diverged) / DIVERGES_WITHIN)
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from batchscope.cli import listing, noise, profile, report, study
+from batchscope.cli import listing, noise, profile, recommend, report, study
 from batchscope.errors import BatchscopeError
 
 INTERRUPTED = 130  # what the parser returns where Ctrl-C meets it: 128 + SIGINT, the shells' convention
@@ -57,6 +57,7 @@ app = typer.Typer(
 app.command("study")(_guarded(study.command))
 app.command("profile")(_guarded(profile.command))
 app.command("noise")(_guarded(noise.command))
+app.command("recommend")(_guarded(recommend.command))
 app.command("report")(_guarded(report.command))
 app.command("list")(_guarded(listing.list_studies))
 app.command("show")(_guarded(listing.show))

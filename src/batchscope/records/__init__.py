@@ -10,6 +10,7 @@ other part of Batchscope, so a store can be opened and a report drawn on a lapto
     noise.py       squared gradient norms, and the gradient noise scale
     studies.py     a study's settings, data and answer
     advice.py      which batch size to use: what `recommend` was asked, measured and answers
+    branching.py   what a checkpoint says of larger batches
 
 Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
 everything but the seed; batch sizes are global and in examples.
@@ -29,6 +30,7 @@ from batchscope.records.advice import (
     Tried,
     Unverified,
 )
+from batchscope.records.branching import Branch, BranchAnswer, BranchPoint
 from batchscope.records.hardware import (
     MEMORY_OUTCOMES,
     FlopCount,
@@ -103,6 +105,9 @@ __all__ = [
     "AdviceData",
     "AdviceQuestion",
     "Arm",
+    "Branch",
+    "BranchAnswer",
+    "BranchPoint",
     "Candidate",
     "Claim",
     "Conditions",

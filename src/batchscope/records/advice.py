@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchscope.records.hardware import ProfileData
-from batchscope.records.noise import NoiseScale
 from batchscope.records.studies import Spent
 from batchscope.records.trials import Conditions
 from batchscope.records.values import Goal, Measured
@@ -50,6 +49,7 @@ class Tried:
     outcome: str  # as of a trial: "reached", "not_reached", "diverged", "failed"
     examples: int  # that it used
     steps: int
+    ended_by: str = ""  # as of a trial: "goal", "cap", "budget", "patience", "divergence", "failure"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class AdviceData:
     reference_reached: bool
     budget_examples: int  # of the task: the most that a trial may use
     cadence_examples: int
-    noise: NoiseScale | None = None  # along the reference run
+    noise: Measured | None = None  # B_simple along the reference run
     provisional_goal: Goal | None = None  # compared at while no run has reached the goal: what the own point reached
+    coupled: bool = False  # the model mixes the examples of a batch (batch norm): its micro-batch is part of a trial
     ended: str = ""  # why no more was tried: "firm", "budget", "nothing left"
     examples: int = 0  # of the training runs: what `--budget` counts
     steps: int = 0
@@ -102,6 +103,7 @@ class Candidate:
     trials: int  # that were run at this very batch size and learning rate
     reached: int  # of them
     extrapolated: bool  # no run reached the goal at this batch size
+    over_own: Measured | None = None  # the objective over that of the user's own point: a ratio
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Advice:
     binding_limit: str  # one of LIMITS
     binding_why: str  # one sentence
     critical_batch_size: Measured
-    s_min: Measured
+    s_min: Measured  # steps, of the law S(B) = s_min (1 + critical_batch_size / B)
     knee: Measured
     largest_micro_batch_size: int | None
     learning_rate_curve: LearningRateCurve | None

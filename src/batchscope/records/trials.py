@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-from batchscope.records.values import Goal
+from batchscope.records.values import Goal, Measured
 
 OUTCOMES = ("reached", "not_reached", "diverged", "failed")
 ENDINGS = ("goal", "patience", "cap", "budget", "divergence", "failure")
@@ -102,6 +102,7 @@ class TrialResult:
     initial_norm: float = 0.0  # |w0|_2
     test: dict[str, float] | None = None  # at the best-validation weights; reported, never selected on
     seconds: float = 0.0  # a clock reading, shared machine: progress only, never a timing
+    noise_scale: Measured | None = None  # B_simple along the run, where it was measured beside it (`measure.beside`)
 
 
 @dataclass(frozen=True)

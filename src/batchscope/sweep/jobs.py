@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from batchscope.analysis.target import crossing
 from batchscope.errors import BatchscopeError, TaskError
+from batchscope.measure.beside import NoiseBeside
 from batchscope.measure.energy import MEASURED, NOT_MEASURED, EnergyMeter
 from batchscope.measure.engines import fastest_engine
 from batchscope.measure.flops import count_flops
@@ -82,8 +83,9 @@ def trial_job(
     checkpoint: str | None,
     seconds: float,
     engine: Engine | None = None,
+    watch: bool = False,
 ) -> Job:
-    """Train one trial, from its checkpoint where there is one."""
+    """Train one trial, from its checkpoint where there is one; with `watch`, measure its gradient noise beside it."""
     details = {
         "spec": to_plain(spec),
         "goal": to_plain(goal),
@@ -92,6 +94,7 @@ def trial_job(
         "checkpoint": checkpoint,
         "checkpoint_seconds": seconds,
         "engine": to_plain(engine or Engine()),
+        "watch": watch,
     }
     return Job(trial_id, "trial", details)
 
@@ -148,10 +151,12 @@ class Workbench:
         conditions = self._set_up(details)
         if self._evaluator is None:
             self._evaluator = Evaluator(self.task, self.device)
-        path = details["checkpoint"]
+        path, spec = details["checkpoint"], from_plain(TrialSpec, details["spec"])
+        hooked = not (conditions.engine.graphed or conditions.engine.compiled)  # those steps call no hook
+        beside = NoiseBeside(self.task, spec) if details["watch"] and hooked else None
         result = train(
             self.task,
-            from_plain(TrialSpec, details["spec"]),
+            spec,
             device=self.device,
             evaluator=self._evaluator,
             goal=from_plain(Goal | None, details["goal"]),
@@ -159,10 +164,11 @@ class Workbench:
             checkpoint=Checkpoint(path, details["checkpoint_seconds"]) if path else None,
             on_evaluation=lambda line: on_line({"examples": line.examples, "loss": line.validation["loss"]}),
             engine=conditions.engine,
+            watch=beside,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return to_plain(result)
+        return to_plain(result if beside is None else replace(result, noise_scale=beside.scale()))
 
     def _threads(self, details: dict[str, Any], _: Any) -> Any:
         set_up(1, self.device, self.task.precision)

@@ -49,12 +49,16 @@ class Runner:
         self.owner = Owner.here()
         self._waiting: dict[int, TrialSpec] = {}
         self._running: dict[int, TrialSpec] = {}
-        self._renewed = 0.0
+        self._renewed, self._watch = 0.0, False
         made = json.dumps([fingerprint, dataclasses.asdict(conditions)], sort_keys=True)
         self._mark = hashlib.sha256(made.encode()).hexdigest()[:12]
 
-    def run(self, wanted: Mapping[str, Sequence[TrialSpec]]) -> dict[str, list[TrialRecord]]:
-        """All of these trials, by role, finished: stored ones are read, the others run. In the order given."""
+    def run(self, wanted: Mapping[str, Sequence[TrialSpec]], watch: bool = False) -> dict[str, list[TrialRecord]]:
+        """All of these trials, by role, finished: stored ones are read, the others run. In the order given.
+
+        `watch`: their gradient noise is measured beside them.
+        """
+        self._watch = watch
         ids = {role: self._add(role, specs) for role, specs in wanted.items()}
         asked = {i: s for role, specs in wanted.items() for i, s in zip(ids[role], specs, strict=True)}
         self.listen("phase", {"roles": {role: len(specs) for role, specs in wanted.items()}, "trials": len(asked)})
@@ -109,7 +113,8 @@ class Runner:
     def _job(self, trial_id: int, spec: TrialSpec) -> Job:
         path, where = str(self._checkpoint(spec).path), self.conditions
         seconds = self.checkpoint_seconds
-        return trial_job(str(trial_id), spec, self.goal, where.threads, where.precision, path, seconds, where.engine)
+        settings = where.threads, where.precision, path, seconds, where.engine
+        return trial_job(str(trial_id), spec, self.goal, *settings, watch=self._watch)
 
     def _checkpoint(self, spec: TrialSpec) -> Checkpoint:
         """Named by all that decides its bits: left beside a deleted store, it is no other trial's."""

@@ -145,11 +145,12 @@ class _Trial:
         if checkpoint is not None and (resumed := checkpoint.load(self.spec, self.parts)) is not None:
             position.__dict__.update(resumed.__dict__)
         ended_by = self.why_ended() if position.trace else self.look(math.nan, on_evaluation)
+        last = min(stop.budget_examples, stop.cap_examples or stop.budget_examples)
         next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
         while ended_by is None:
             for batch in source.epoch(position.epoch, batch_size, position.batch):
                 examples = position.examples + min(batch_size, source.size - position.batch * batch_size)
-                looking = examples >= min(next_look, stop.budget_examples)
+                looking = examples >= min(next_look, last)
                 before = [p.detach().clone() for p in weights] if looking else None
                 step(batch)
                 if scheduler is not None:

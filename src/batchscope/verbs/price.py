@@ -120,6 +120,12 @@ def _sentences(plan: dict[str, Any], request: Request) -> list[str]:
     ]
 
 
+def seconds_per_example(task: Task) -> float:
+    """Of the task's own point, at a few steps timed now."""
+    clock = StepClock(task, pick_device(), task.precision)
+    return clock.window(task.batch_size, clock.steps_for(task.batch_size, WINDOW_SECONDS)) / task.batch_size
+
+
 def price_profile(task: Task | str, **asked: Any) -> dict[str, Any]:
     """The plan of `profile(task, **asked)` as plain data; only a few steps at the task's own batch size are timed.
 
@@ -129,8 +135,7 @@ def price_profile(task: Task | str, **asked: Any) -> dict[str, Any]:
         request = ask(task, **asked)
         own = request.task
         sizes = request.batch_sizes or grid(own, None)
-        clock = StepClock(own, pick_device(), own.precision)
-        per_example = clock.window(own.batch_size, clock.steps_for(own.batch_size, WINDOW_SECONDS)) / own.batch_size
+        per_example = seconds_per_example(own)
     probes = MOST_PROBES if request.reference is not None else 0
     probing = probes * (PROBE_SECONDS + PROBE_STEPS * per_example * sizes[-1])
     rounds = ROUNDS * PARTS * sum(max(STEP_WINDOW_SECONDS, per_example * size) for size in sizes)

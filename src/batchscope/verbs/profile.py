@@ -88,17 +88,23 @@ def profile(
         asked = ask(task, batch_sizes=batch_sizes, memory_limit=memory_limit, devices=devices, seed=seed)
         with open_store(store) as opened:
             opened.remember_task(asked.task.name, asked.checked.fingerprint, asked.checked.components)
-            data, profile_id = _stored(opened, asked) if not again else (None, "")
-            if data is None:
-                with machine(opened, hear, alone=True) as beat:
-                    data = _Measurement(opened, asked, hear, beat).run()
-                profile_id = opened.save_profile(data)
+            data, profile_id = found_or_measured(opened, asked, hear, again)
     result = analyse_profile(data)
     if draw:
         result = drawn(
             result, report or default_path(store, f"{asked.task.name}-profile", profile_id), write_profile, hear
         )
     return result
+
+
+def found_or_measured(store: Store, asked: Asked, hear: Listener, again: bool = False) -> tuple[ProfileData, str]:
+    """(profile, its id): the store's, or measured now, alone on the machine, and stored."""
+    data, profile_id = _stored(store, asked) if not again else (None, "")
+    if data is None:
+        with machine(store, hear, alone=True) as beat:
+            data = _Measurement(store, asked, hear, beat).run()
+        profile_id = store.save_profile(data)
+    return data, profile_id
 
 
 def ask(

@@ -1,0 +1,120 @@
+"""Which batch sizes can be used on this machine, in which micro-batches, and what does a step of each cost?
+
+From a profile alone: the sizes that were timed, and powers of two above them that accumulation of what fits can make.
+Each gets one split: the whole batch where it fits, unless a cut one is clearly faster; so that a batch size has one
+price, and with batch norm (where the split changes the mathematics) one training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from batchscope.analysis.particles import Array
+from batchscope.analysis.splits import fastest_split, largest_micro_batch, predicted_splits
+from batchscope.analysis.step_time import by_size, rows_of
+from batchscope.analysis.target import effective_batch_size
+from batchscope.analysis.uncertainty import LEVEL
+from batchscope.errors import CannotAnswer
+from batchscope.records import Measured, ProfileData, Split
+
+CLEARLY = 1.05  # times faster than the whole batch: only then is a batch that fits cut (the width of the 5 % band)
+UNKNOWN_SD = 0.1  # of log seconds that have no interval (a guess)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A batch size in its split, with what a step costs."""
+
+    split: Split
+    seconds: Measured  # per step
+    joules: Measured | None  # per example, at the micro-batch size that was timed nearest
+
+    @property
+    def batch_size(self) -> int:
+        """Global, examples."""
+        return self.split.batch_size
+
+
+def options_of(profile: ProfileData, train_size: int, coupled: bool = False, own: int | None = None) -> list[Option]:
+    """Every batch size that can be used, ascending; `coupled`: the model mixes a batch's examples (batch norm).
+
+    Raises CannotAnswer where no step was timed, or nothing fits.
+    """
+    if profile.timing is None or not by_size(profile.timing):
+        raise CannotAnswer("expected seconds per step, got none: nothing fits below the memory limit, or raise it")
+    rows = {r.micro_batch_size: r for r in rows_of(profile.timing)}
+    top = 2 ** (train_size.bit_length() - 1)
+    largest = max(rows)
+    beyond = [2**k for k in range(largest.bit_length(), top.bit_length()) if largest < 2**k <= top]
+    sizes = sorted({*rows, *([own] if own is not None else []), *beyond} & set(range(1, train_size + 1)))
+    found = []
+    for size in sizes:
+        split = _split(profile, size, coupled)
+        nearest = min(rows, key=lambda timed: abs(math.log(timed / split.micro_batch_size)))
+        found.append(Option(split, split.seconds_per_step, rows[nearest].joules_per_example))
+    return found
+
+
+def _split(profile: ProfileData, size: int, coupled: bool) -> Split:
+    """The whole batch, unless it does not fit or a cut one is clearly faster; with batch norm the largest parts."""
+    fastest = fastest_split(profile, size)
+    whole = [s for s in _splits(profile, size) if s.accumulation == 1]
+    if whole:
+        best = whole[0]
+        ratio = (best.seconds_per_step.estimate or math.inf) / (fastest.seconds_per_step.estimate or math.inf)
+        return best if coupled or ratio <= CLEARLY else fastest
+    if coupled:
+        return max(_splits(profile, size), key=lambda s: s.micro_batch_size)
+    return fastest
+
+
+def _splits(profile: ProfileData, size: int) -> list[Split]:
+    """What is known of this size: as measured where it was, else as predicted."""
+    largest = largest_micro_batch(profile)
+    measured = [fastest_split(profile, size)]
+    timed = {t.batch_size for t in by_size(profile.timing)} if profile.timing is not None else set()
+    if size in timed and size <= largest and measured[0].accumulation > 1:
+        rows = {r.micro_batch_size: r for r in rows_of(profile.timing)} if profile.timing is not None else {}
+        exact = Measured(1.0, 1.0, 1.0, rows[size].seconds_per_step.n, 0, "exact: this is the whole batch")
+        measured.append(Split(size, size, 1, rows[size].seconds_per_step, True, exact))
+    return measured if size in timed else [*measured, *predicted_splits(profile, size)]
+
+
+def draws_of(value: Measured, count: int, rng: np.random.Generator) -> Array:
+    """(count,) draws of the log of a positive measured value: t about its estimate, as its 95 % interval says."""
+    estimate = value.estimate or math.nan
+    if value.low is None or value.high is None or value.low <= 0:
+        return math.log(estimate) + UNKNOWN_SD * rng.standard_normal(count)
+    df = max(1, value.n - 1)
+    half = 0.5 * math.log(value.high / value.low)
+    return math.log(estimate) + half / float(stats.t.ppf(0.5 + LEVEL / 2, df)) * rng.standard_t(df, count)
+
+
+def log_weights(
+    options: Sequence[Option], objective: str, train_size: int, price: float | None = None, devices: int = 1
+) -> dict[int, float]:
+    """log w(B): what an example costs at each batch size, by the objective. Raises CannotAnswer for unmeasured energy.
+
+    time: seconds; cost: price of a device for an hour (1 without one) x devices x hours; examples: 1; energy: joules.
+    """
+    weights = {}
+    for option in options:
+        size = option.batch_size
+        seconds = (option.seconds.estimate or math.nan) / effective_batch_size(train_size, size)
+        if objective == "examples":
+            weights[size] = 0.0
+        elif objective == "energy":
+            if option.joules is None or option.joules.estimate is None:
+                raise CannotAnswer(
+                    "expected an energy meter on this device for --objective energy, found none: use --objective time"
+                )
+            weights[size] = math.log(option.joules.estimate)
+        else:
+            scale = (price or 1.0) * devices / 3600.0 if objective == "cost" else 1.0
+            weights[size] = math.log(seconds * scale)
+    return weights

@@ -1,0 +1,280 @@
+"""Which trainings does one `recommend` run, one after the other? From the reference run to the last check.
+
+Decisions are taken at barriers, from the records alone, so that the same command takes the same ones again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from batchscope.analysis.advice import by_loss, is_weak, look, run_length, setting_of
+from batchscope.analysis.options import options_of
+from batchscope.analysis.search import DRAWS, Point, View, expected, proposals, reserve
+from batchscope.analysis.tried import level_of, tried
+from batchscope.errors import CannotAnswer
+from batchscope.measure.coupling import batch_norms
+from batchscope.records import (
+    AdviceData,
+    AdviceQuestion,
+    Arm,
+    Conditions,
+    ProfileData,
+    StopRule,
+    TrialRecord,
+    TrialSpec,
+)
+from batchscope.store.base import Store
+from batchscope.sweep.executors.base import Executor
+from batchscope.sweep.executors.local import LocalExecutor
+from batchscope.sweep.jobs import TaskReference
+from batchscope.sweep.plan import default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
+from batchscope.sweep.runner import Listener, Runner
+from batchscope.task import Task
+from batchscope.training.seeding import seed_everything
+from batchscope.verbs.machine import choose, chosen, executor_for, machine
+from batchscope.verbs.profile import Asked
+
+AT_ONCE = 2  # runs between two decisions, whatever the machine: so that the same ones are taken everywhere
+VERIFICATIONS = 6  # most runs with seeds that did not choose
+WIDE = 1.4  # high over low of the seconds at the verified point beyond which it gets another seed (a guess)
+EVALUATIONS = 60  # of a run of a given length
+STORED_AS = {"reference": "reference", "search": "tuning", "verification": "tuned"}  # the store's words for the roles
+PATIENCE_EPOCHS = 5.0  # without a lower validation loss, as in a study
+
+
+class Decision:
+    """One `recommend` while it runs."""
+
+    def __init__(
+        self,
+        store: Store,
+        asked: Asked,
+        question: AdviceQuestion,
+        profile: ProfileData,
+        path: Path,
+        checkpoint_seconds: float,
+        hear: Listener,
+    ) -> None:
+        self.store, self.asked, self.task, self.hear = store, asked, asked.task, hear
+        self.path, self.checkpoint_seconds = path, checkpoint_seconds
+        self.started = time.monotonic()
+        self.records: list[tuple[str, TrialRecord]] = []  # (role, trial)
+        self.notes: list[str] = []
+        task = self.task
+        self.data = AdviceData(
+            task=task.name,
+            fingerprint=asked.checked.fingerprint,
+            train_size=task.train_size,
+            goal=task.goal,
+            own_batch_size=task.batch_size,
+            own_learning_rate=float(task.lr),
+            unit=task.unit,
+            conditions=profile.conditions,
+            question=question,
+            profile=profile,
+            trials=(),
+            reference_examples=float(task.budget_examples),
+            reference_reached=False,
+            budget_examples=task.budget_examples,
+            cadence_examples=default_cadence(task.train_size, task.budget_examples),
+            coupled=_coupled(task),
+        )
+        found = options_of(profile, task.train_size, self.data.coupled, task.batch_size)
+        self.options = {o.batch_size: o for o in found}
+
+    def run(self) -> AdviceData:
+        """Everything, in order."""
+        with executor_for(self.asked.reference or self.task) as executor:
+            if isinstance(executor, LocalExecutor) and self.asked.reference is not None:
+                executor.serve(TaskReference.here(self.asked.reference, self.asked.checked.fingerprint))
+            conditions = self._conditions(executor)
+            self.data = dataclasses.replace(self.data, conditions=conditions)
+            self._reference(executor)
+            if not is_weak(self.data):
+                ended = self._search(executor)
+                self.data = dataclasses.replace(self.data, ended=ended)
+                self._verify(executor)
+        return dataclasses.replace(
+            self.data,
+            notes=tuple(self.notes),
+            seconds=time.monotonic() - self.started,
+            measured_at=datetime.now(UTC).isoformat(),
+        )
+
+    def _conditions(self, executor: Executor) -> Conditions:
+        """As the store knows them for this task, or chosen now; as many workers as that says."""
+        sizes = default_batch_sizes(self.task.train_size)
+        with machine(self.store, self.hear):
+            workers, conditions = chosen(self.store, self.data.fingerprint) or choose(
+                executor, self.task, sizes, self.hear
+            )
+        if isinstance(executor, LocalExecutor):
+            executor.slots = workers
+        return conditions
+
+    # --- the runs ---
+
+    def _reference(self, executor: Executor) -> None:
+        """The task's own point: the unit of the budget, and the first thing known of the surface.
+
+        Its price is not known before it is run: a budget below 1 counts shares of the task's own budget.
+        """
+        data, question = self.data, self.data.question
+        limit = data.budget_examples
+        cap = max(1, math.floor(question.budget * limit)) if question.budget < 1 else None
+        stop = self._stop(data.own_batch_size, cap)
+        spec = TrialSpec(self._arm((data.own_batch_size, data.own_learning_rate)), self._seeds(1)[0], stop)
+        self._run(executor, "reference", [spec], watch=True)
+        (tried,) = self.data.trials
+        reached = tried.reached is not None
+        record = self.records[0][1]
+        if record.result.outcome == "failed":
+            raise CannotAnswer(
+                f"task {self.task.name!r}: expected its own point (lr={self.task.lr}, "
+                f"batch_size={self.task.batch_size}) to train, it failed: {record.result.reason}"
+            )
+        if by_loss(data):
+            price, reached = float(stop.budget_examples), True
+        else:
+            price = tried.reached if tried.reached is not None else float(limit)
+        self.data = dataclasses.replace(
+            self.data, reference_examples=price, reference_reached=reached, noise=record.result.noise_scale
+        )
+        if not reached:
+            self._compare_at(record)
+
+    def _compare_at(self, record: TrialRecord) -> None:
+        """The own point did not reach a goal. An open goal becomes what it reached; else runs are compared there."""
+        level = level_of(record, self.data.goal)
+        if self.data.goal is not None:
+            self.data = dataclasses.replace(self.data, provisional_goal=level)
+        elif level is None:
+            raise CannotAnswer(
+                f"task {self.task.name!r}: expected its own point (lr={self.task.lr}, "
+                f"batch_size={self.task.batch_size}) to lower the validation loss, it did not: give a goal, or a "
+                "learning rate that trains"
+            )
+        else:
+            self.data = dataclasses.replace(self.data, goal=level)
+            self.hear("note", {"text": f"the goal was left open: {level}, which the task's own point reaches"})
+        self._reread()
+        reached = self.data.trials[0].reached
+        if reached is not None:
+            self.data = dataclasses.replace(self.data, reference_examples=reached, reference_reached=True)
+
+    def _search(self, executor: Executor) -> str:
+        """Run what is worth it, AT_ONCE at a time; returns why it ended."""
+        while True:
+            options, view = look(self.data, DRAWS)
+            setting = setting_of(self.data, options)
+            wanted = proposals(setting, view, self.data.examples, AT_ONCE)
+            if not wanted:
+                room = setting.limit_examples - self.data.examples - reserve(setting, view)
+                return "firm" if room > self.data.reference_examples else "budget"
+            specs: list[TrialSpec] = []
+            for p in wanted:
+                point = (p.batch_size, p.learning_rate)
+                seen = sum((t.batch_size, t.learning_rate) == point for t in self.data.trials)
+                seed = tuning_seeds_of(self.data.question.seed, seen + 1)[-1]
+                specs.append(TrialSpec(self._arm(point), seed, self._stop(p.batch_size, p.cap_examples)))
+            self._run(executor, "search", specs)
+
+    def _verify(self, executor: Executor) -> None:
+        """Run the best point that reached once more, with a seed that did not choose; more where it is not sure enough.
+
+        Only points that a run of the search has taken to the goal: what the search did not find worth a run is no
+        place for the last one. Where the best does not fit into what is left, the best that does.
+        """
+        for seed in self._seeds(VERIFICATIONS + 1)[1:]:
+            _, view = look(self.data, DRAWS)
+            setting = setting_of(self.data, self.options)
+            room = setting.limit_examples - self.data.examples
+            index = self._to_verify(view, [k for k in self._reached(view) if expected(setting, view, k) <= room])
+            if index is None:
+                return
+            size = view.points[index][0]
+            cap = math.floor(room) - size
+            stop = self._stop(size, cap if cap < setting.budget_examples else None)
+            self._run(executor, "verification", [TrialSpec(self._arm(view.points[index]), seed, stop)])
+
+    def _reached(self, view: View) -> list[int]:
+        """The points at which a run reached the goal, the best first."""
+        loss = by_loss(self.data)
+        known = {
+            (t.batch_size, t.learning_rate)
+            for t in self.data.trials
+            if t.reached is not None or (loss and t.lowest_loss is not None)
+        }
+        return sorted((k for k, p in enumerate(view.points) if p in known), key=lambda k: view.means[k])
+
+    def _to_verify(self, view: View, affordable: Sequence[int]) -> int | None:
+        """The best of these, unless it was verified already and is known well enough."""
+        if not affordable:
+            return None
+        best = affordable[0]
+        done = {(t.batch_size, t.learning_rate) for t in self.data.trials if t.role == "verification"}
+        if view.points[best] not in done:
+            return best
+        low, high = np.quantile(view.values[:, best], (0.05, 0.95))
+        return best if high - low > math.log(WIDE) and not by_loss(self.data) else None
+
+    def _run(self, executor: Executor, role: str, specs: Sequence[TrialSpec], watch: bool = False) -> None:
+        """Run trials (the store's where it has them) and take them in."""
+        checkpoints = self.path.resolve().parent / f"{self.path.name}.checkpoints"
+        runner = Runner(
+            self.store,
+            None,
+            self.data.fingerprint,
+            self.data.conditions,
+            self.data.goal,
+            executor,
+            checkpoints,
+            self.checkpoint_seconds,
+            self.hear,
+        )
+        stored_as = STORED_AS[role]
+        done = runner.run({stored_as: specs}, watch=watch)[stored_as]
+        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            checkpoints.rmdir()
+        self.records += [(role, record) for record in done]
+        self._reread()
+
+    # --- what they say ---
+
+    def _reread(self) -> None:
+        """The trials as the analysis reads them; again once there is a provisional goal."""
+        data = self.data
+        trials = tuple(tried(role, record, data.goal, data.provisional_goal) for role, record in self.records)
+        self.data = dataclasses.replace(
+            data, trials=trials, examples=sum(t.examples for t in trials), steps=sum(t.steps for t in trials)
+        )
+
+    def _seeds(self, count: int) -> tuple[int, ...]:
+        return seeds_of(self.data.question.seed, count)
+
+    def _stop(self, batch_size: int, cap: int | None = None) -> StopRule:
+        """A run to the goal, cut off at `cap`; or of a given length, where the lowest loss in it is asked for."""
+        data = self.data
+        if by_loss(data):
+            length = run_length(data, self.options[batch_size])
+            return StopRule(length, max(1, math.ceil(length / EVALUATIONS)))
+        return StopRule(data.budget_examples, data.cadence_examples, PATIENCE_EPOCHS, data.goal, cap)
+
+    def _arm(self, point: Point) -> Arm:
+        """In micro-batches where the profile says so: they fit, and with batch norm they are part of the trial."""
+        split = self.options[point[0]].split
+        micro = split.micro_batch_size if split.accumulation > 1 else None
+        return Arm(point[0], point[1], micro_batch_size=micro, precision=self.data.conditions.precision)
+
+
+def _coupled(task: Task) -> bool:
+    """Whether the model mixes the examples of a batch."""
+    seed_everything(0)
+    return bool(batch_norms(task.model().train()))
