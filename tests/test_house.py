@@ -45,6 +45,8 @@ WITHOUT_TORCH = (
     "report.profile_terminal",
     "report.noise_html",
     "report.noise_terminal",
+    "report.advice_html",
+    "report.advice_terminal",
     "verbs.report",
     "cli.app",
 )

@@ -46,7 +46,7 @@ from batchscope.records import (
 )
 
 DRAWS = 4000
-DRAWS_KEPT = 200  # for the page's controls
+DRAWS_KEPT = 400  # for the page's controls
 FINE = 60  # points of a curve
 LAW_HOLDS = 0.15  # of log examples: the law was within 9 to 18 % of measured points on four tasks (design section 1)
 FEWEST_RUNS = 3.0  # reference runs below which no training to the goal is affordable beside the reference run itself
@@ -114,7 +114,7 @@ def analyse_advice(data: AdviceData) -> Advice:
         law_holds=misfit <= LAW_HOLDS,
         law_misfit=misfit,
         curves=curves,
-        better=_better(data, found[best], draws.examples[:, best])
+        better=_better(data, options, found[best], draws.examples[:, best])
         if gain > math.log1p(BAND_LOSS if loss else BAND) and not weak
         else None,
         pareto=_pareto(data, found) if reached and not loss and not weak else (),
@@ -259,12 +259,11 @@ def _three(row: Array) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _better(data: AdviceData, candidate: Candidate, log_examples: Array) -> Unverified:
-    """The candidate that is predicted to be the best, and what one run of it to the goal would take."""
-    runs = float(np.exp(np.median(log_examples))) / data.reference_examples
-    return Unverified(
-        candidate, (data.question.best_in_examples or 0) / data.reference_examples if by_loss(data) else runs
-    )
+def _better(data: AdviceData, options: Mapping[int, Option], candidate: Candidate, log_examples: Array) -> Unverified:
+    """The candidate that is predicted to be the best, and what one run of it would take."""
+    if by_loss(data):
+        return Unverified(candidate, run_length(data, options[candidate.batch_size]) / data.reference_examples)
+    return Unverified(candidate, float(np.exp(np.median(log_examples))) / data.reference_examples)
 
 
 def _pareto(data: AdviceData, found: Sequence[Candidate]) -> tuple[ParetoPoint, ...]:

@@ -40,12 +40,18 @@ def binding_limit(
         return "smallest size", f"It is the smallest batch size that was timed, {size:,}; smaller ones may do as well."
     if beyond >= 0.5:
         return "noise", (
-            f"With a probability of {beyond:.0%} it lies past the critical batch size: larger ones hardly save steps."
+            f"With a probability of {_chance(beyond)} it lies past the critical batch size: larger ones hardly "
+            "save steps."
         )
     return "knee", (
-        f"It lies below the critical batch size (probability {1 - beyond:.0%}), where larger batches still save steps, "
-        "but their steps take longer by as much: the device is full."
+        f"It lies below the critical batch size (probability {_chance(1 - beyond)}), where larger batches still save "
+        "steps, but their steps take longer by as much: the device is full."
     )
+
+
+def _chance(share: float) -> str:
+    """A share of draws as a probability: never 100 %."""
+    return "more than 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
 def _elasticity(candidates: Sequence[Candidate], size: int) -> float:

@@ -62,27 +62,29 @@ def options_of(profile: ProfileData, train_size: int, coupled: bool = False, own
 
 def _split(profile: ProfileData, size: int, coupled: bool) -> Split:
     """The whole batch, unless it does not fit or a cut one is clearly faster; with batch norm the largest parts."""
-    fastest = fastest_split(profile, size)
-    whole = [s for s in _splits(profile, size) if s.accumulation == 1]
+    fastest, *others = _splits(profile, size)
+    whole = [s for s in (fastest, *others) if s.accumulation == 1]
     if whole:
         best = whole[0]
         ratio = (best.seconds_per_step.estimate or math.inf) / (fastest.seconds_per_step.estimate or math.inf)
         return best if coupled or ratio <= CLEARLY else fastest
-    if coupled:
-        return max(_splits(profile, size), key=lambda s: s.micro_batch_size)
-    return fastest
+    return max((fastest, *others), key=lambda s: s.micro_batch_size) if coupled else fastest
 
 
 def _splits(profile: ProfileData, size: int) -> list[Split]:
-    """What is known of this size: as measured where it was, else as predicted."""
-    largest = largest_micro_batch(profile)
-    measured = [fastest_split(profile, size)]
-    timed = {t.batch_size for t in by_size(profile.timing)} if profile.timing is not None else set()
-    if size in timed and size <= largest and measured[0].accumulation > 1:
-        rows = {r.micro_batch_size: r for r in rows_of(profile.timing)} if profile.timing is not None else {}
-        exact = Measured(1.0, 1.0, 1.0, rows[size].seconds_per_step.n, 0, "exact: this is the whole batch")
-        measured.append(Split(size, size, 1, rows[size].seconds_per_step, True, exact))
-    return measured if size in timed else [*measured, *predicted_splits(profile, size)]
+    """What is known of this size, the fastest first: as measured where it was, and as predicted where not whole."""
+    timing = profile.timing
+    if timing is None or all(t.batch_size != size for t in by_size(timing)):
+        predicted = predicted_splits(profile, size)
+        if predicted and all(s.batch_size != size for s in profile.splits):
+            return sorted(predicted, key=lambda s: s.seconds_per_step.estimate or math.inf)
+        return [fastest_split(profile, size), *predicted]
+    fastest = fastest_split(profile, size)
+    if fastest.accumulation == 1 or size > largest_micro_batch(profile):
+        return [fastest]
+    (row,) = (r for r in rows_of(timing) if r.micro_batch_size == size)
+    exact = Measured(1.0, 1.0, 1.0, row.seconds_per_step.n, 0, "exact: this is the whole batch")
+    return [fastest, Split(size, size, 1, row.seconds_per_step, True, exact)]
 
 
 def draws_of(value: Measured, count: int, rng: np.random.Generator) -> Array:

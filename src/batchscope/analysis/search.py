@@ -119,10 +119,9 @@ def proposals(setting: Setting, view: View, spent: float, count: int = 2) -> lis
     """
     room = setting.limit_examples - spent - reserve(setting, view)
     clipped = np.minimum(view.values, view.means[view.best] + FAR)
-    covariance, noise = np.cov(clipped.T), float(np.mean(view.posterior.p.sigma**2))
-    covariance, firm = np.atleast_2d(covariance), FIRM if setting.run_examples is None else FIRM_LOSS
-    caps, costs = _caps(setting, view), _costs(setting, view)
-    values_at_caps = np.log(caps) + view.values[0] - view.examples[0] if setting.run_examples is None else None
+    covariance, firm = np.atleast_2d(np.cov(clipped.T)), FIRM if setting.run_examples is None else FIRM_LOSS
+    caps, costs, noise = _caps(setting, view), _costs(setting, view), _noise(view)
+    values_at_caps = _values_at(setting, view, caps) if setting.run_examples is None else None
     chosen: list[Proposal] = []
     for _ in range(count):
         gains = knowledge_gradients(view.means, covariance, noise, values_at_caps)
@@ -135,12 +134,12 @@ def proposals(setting: Setting, view: View, spent: float, count: int = 2) -> lis
         whole = setting.run_examples is not None or cap >= setting.budget_examples
         chosen.append(Proposal(size, rate, None if whole else cap, float(gains[j])))
         room -= cap + size
-        covariance = covariance - np.outer(covariance[j], covariance[j]) / (covariance[j, j] + noise)
+        covariance = covariance - np.outer(covariance[j], covariance[j]) / (covariance[j, j] + noise[j])
     return chosen
 
 
-def knowledge_gradients(means: Array, covariance: Array, noise: float, caps: Array | None = None) -> Array:
-    """KG of a run at each point, shape (points,); `noise` is the variance of one run.
+def knowledge_gradients(means: Array, covariance: Array, noise: float | Array, caps: Array | None = None) -> Array:
+    """KG of a run at each point, shape (points,); `noise` is the variance of one run (at each point).
 
     A run that is cut off at the value `caps[j]` says no more than that it lies above: all z beyond are one outcome.
     """
@@ -188,13 +187,24 @@ def _sizes(view: View) -> Array:
 
 
 def _caps(setting: Setting, view: View) -> Array:
-    """Examples after which a run at each point has a value beyond MARGIN times the best's."""
+    """Examples after which a run at each point has a value beyond MARGIN times the best's, or has confirmed it."""
     if setting.run_examples is not None:
         return np.array([float(setting.run_examples[b]) for b, _ in view.points])
-    weights = view.values[0] - view.examples[0]
-    cap = np.exp(view.means[view.best] + math.log(MARGIN) - weights)
-    least = LEAST_EVALUATIONS * _between(setting, _sizes(view))
-    return np.minimum(np.ceil(np.maximum(cap, least)), setting.budget_examples)
+    weights, gap = view.values[0] - view.examples[0], _between(setting, _sizes(view))
+    cap = np.exp(view.means[view.best] + math.log(MARGIN) - weights) + CONFIRMATIONS * gap
+    return np.minimum(np.ceil(np.maximum(cap, LEAST_EVALUATIONS * gap)), setting.budget_examples)
+
+
+def _values_at(setting: Setting, view: View, caps: Array) -> Array:
+    """V of the latest crossing that a run which ends at its cap can confirm."""
+    gap = _between(setting, _sizes(view))
+    return np.log(np.maximum(caps - CONFIRMATIONS * gap, gap)) + view.values[0] - view.examples[0]
+
+
+def _noise(view: View) -> Array:
+    """(points,) variance of one run: its seed's, and that of being lost or not, which counts as FAR."""
+    lost = np.mean(view.posterior.lost(view.points), axis=0)
+    return float(np.mean(view.posterior.p.sigma**2)) + FAR**2 * lost * (1.0 - lost)
 
 
 def _costs(setting: Setting, view: View) -> Array:

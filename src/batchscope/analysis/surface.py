@@ -109,7 +109,11 @@ class Parameters:
 
     def mean(self, log_size: Array, rate: Array) -> Array:
         """(N, n) log examples (log loss) by law and learning rate (log2), without the misfit g."""
-        examples = self.law(log_size) + self.penalty(rate - self.best_rate(log_size))
+        return self.mean_beside(log_size, rate - self.best_rate(log_size))
+
+    def mean_beside(self, log_size: Array, beside: Array) -> Array:
+        """The same at so many octaves beside the best learning rate, (N, n)."""
+        examples = self.law(log_size) + self.penalty(beside)
         if self.weights is None:
             return examples
         own = np.array([self.own])
@@ -190,8 +194,13 @@ class Posterior:
             rest = rest - p.sigma * rng.standard_normal(rest.shape)
             weighed = (rest @ vectors) / (p.tau**2 * np.maximum(roots, 0.0) + p.sigma**2)
             found = found + p.tau**2 * (weighed @ (joint[n:, :n] @ vectors).T)
-        beside = rates - p.best_rate(sizes)
-        return found + DIVERGED_COST * special.ndtr((beside - p.diverged) / DIVERGES_WITHIN)
+        return found + DIVERGED_COST * self.lost(points)
+
+    def lost(self, points: Sequence[tuple[int, float]]) -> Array:
+        """(N, points) probability that a run is lost, lapses aside."""
+        sizes, rates = _places(points)
+        beside = rates - self.p.best_rate(sizes)
+        return special.ndtr((beside - self.p.diverged) / DIVERGES_WITHIN)
 
 
 def fit_surface(runs: Sequence[Run], prior: Prior, draws: int = 1000, seed: int = 0) -> Posterior:
@@ -214,7 +223,9 @@ class Seen:
         self.known = len(known)
         self.sizes, self.rates = _places([(r.batch_size, r.learning_rate) for r in (*known, *bounds)])
         self.logs = np.array([r.log_value for r in (*known, *bounds)])
-        self.lost_sizes, self.lost_rates = _places([(r.batch_size, r.learning_rate) for r in runs if r.diverged])
+        lost_sizes, lost_rates = _places([(r.batch_size, r.learning_rate) for r in runs if r.diverged])
+        self.all_sizes = np.concatenate([self.sizes, lost_sizes])
+        self.all_rates = np.concatenate([self.rates, lost_rates])
         k = self.known
         alike = _alike(self.sizes, self.rates, self.sizes, self.rates)
         roots, vectors = np.linalg.eigh(alike[:k, :k]) if k else (np.zeros(0), np.zeros((0, 0)))
@@ -226,14 +237,15 @@ class Seen:
 
         Up to the factors of sqrt(2 pi), which are the same for all draws.
         """
-        mean = p.mean(self.sizes, self.rates)
-        rest = (self.logs[: self.known] - mean[:, : self.known]) @ self.vectors
+        beside, k, n = self.all_rates - p.best_rate(self.all_sizes), self.known, len(self.sizes)
+        mean = p.mean_beside(self.sizes, beside[:, :n])
+        rest = (self.logs[:k] - mean[:, :k]) @ self.vectors
         variance = p.tau**2 * self.roots + p.sigma**2
         total = -0.5 * np.sum(rest**2 / variance + np.log(variance), axis=1)
-        lost, above = self._chance(p, self.sizes, self.rates), self._above(p, mean)
-        total = total + np.sum(np.log1p(-lost[:, : self.known]), axis=1)
-        total = total + np.sum(np.log(lost[:, self.known :] + (1.0 - lost[:, self.known :]) * above), axis=1)
-        return total + np.sum(np.log(self._chance(p, self.lost_sizes, self.lost_rates)), axis=1)
+        lost = self._chance(p, beside)
+        stayed, unknown, diverged = lost[:, :k], lost[:, k:n], lost[:, n:]
+        total = total + np.sum(np.log1p(-stayed), axis=1) + np.sum(np.log(diverged), axis=1)
+        return total + np.sum(np.log(unknown + (1.0 - unknown) * self._above(p, mean)), axis=1)
 
     def _above(self, p: Parameters, mean: Array) -> Array:
         """(N, bounds) probability that a run that was not lost has log examples above its bound."""
@@ -242,10 +254,11 @@ class Seen:
 
     def completed(self, p: Parameters, rng: np.random.Generator) -> Array:
         """(N, n) log examples of the runs: those that only gave a bound drawn from above it, unless they were lost."""
-        mean = p.mean(self.sizes, self.rates)
+        beside = self.rates - p.best_rate(self.sizes)
+        mean = p.mean_beside(self.sizes, beside)
         centre, sd = self._given_known(p, mean)
         bounds = self.logs[self.known :]
-        above, lost = special.ndtr((centre - bounds) / sd), self._chance(p, self.sizes, self.rates)[:, self.known :]
+        above, lost = special.ndtr((centre - bounds) / sd), self._chance(p, beside[:, self.known :])
         share = np.clip(above * rng.random(centre.shape), 1e-300, 1.0 - 1e-12)  # of the upper tail, at the drawn value
         drawn = np.maximum(bounds, centre - sd * special.ndtri(share))
         gone = rng.random(centre.shape) * (lost + (1.0 - lost) * above) < lost
@@ -262,9 +275,8 @@ class Seen:
         return centre, np.sqrt(np.maximum(left, p.sigma**2))
 
     @staticmethod
-    def _chance(p: Parameters, sizes: Array, rates: Array) -> Array:
-        """(N, n) probability that a run is lost."""
-        beside = rates - p.best_rate(sizes)
+    def _chance(p: Parameters, beside: Array) -> Array:
+        """(N, n) probability that a run is lost, so many octaves beside the best learning rate."""
         return LAPSE + (1.0 - 2.0 * LAPSE) * special.ndtr((beside - p.diverged) / DIVERGES_WITHIN)
 
 

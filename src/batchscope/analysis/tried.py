@@ -11,11 +11,10 @@ SLACK = 0.02  # of the own point's fall: a provisional goal that most runs can r
 
 
 def tried(role: str, record: TrialRecord, goal: Goal | None, provisional: Goal | None) -> Tried:
-    """A trial as the analysis reads it. Not reached: the cap is the bound, or the budget where it gave up before."""
+    """A trial as the analysis reads it: where it crossed the goal, or a bound."""
     spec, result = record.spec, record.result
     at = crossing(result.trace, goal) if goal is not None else None
     before = crossing(result.trace, provisional) if provisional is not None else None
-    bound = spec.stop.cap_examples if result.ended_by == "cap" else spec.stop.budget_examples
     level = lowest_held(record, "loss", True)
     return Tried(
         role=role,
@@ -23,7 +22,7 @@ def tried(role: str, record: TrialRecord, goal: Goal | None, provisional: Goal |
         learning_rate=spec.arm.learning_rate,
         seed=spec.seed,
         reached=at.examples if at is not None else None,
-        bound=float(bound or spec.stop.budget_examples),
+        bound=bound_of(record, goal),
         provisional=before.examples if before is not None else None,
         lowest_loss=level if math.isfinite(level) else None,
         outcome=result.outcome,
@@ -31,6 +30,21 @@ def tried(role: str, record: TrialRecord, goal: Goal | None, provisional: Goal |
         steps=result.steps,
         ended_by=result.ended_by,
     )
+
+
+def bound_of(record: TrialRecord, goal: Goal | None) -> float:
+    """Examples that a run that did not reach needs more than: its cap, or the budget where it gave up before.
+
+    Cut off while it met the goal, but not for long enough to hold, it crosses after the last evaluation that missed.
+    """
+    stop, result = record.spec.stop, record.result
+    if result.ended_by not in ("cap", "budget"):
+        return float(stop.budget_examples)
+    end = stop.cap_examples if result.ended_by == "cap" and stop.cap_examples else stop.budget_examples
+    if goal is None:
+        return float(end)
+    missed = [e.examples for e in result.trace if not goal.met(e.validation.get(goal.metric, math.nan))]
+    return float(min(end, max(missed, default=0)))
 
 
 def lowest_held(record: TrialRecord, metric: str, falls: bool) -> float:

@@ -24,7 +24,7 @@ from batchscope.report.noise_words import (
     proxy_sentences,
     share_of,
 )
-from batchscope.report.terminal import Content, plain_console, text_table
+from batchscope.report.terminal import Content, plain_console, print_answer
 from batchscope.report.words import count, list_of, number, plain, sentence
 
 LAYERS_SHOWN = 12  # on a screen, those with the largest share of the trace; the page has all
@@ -33,15 +33,8 @@ LAYERS_SHOWN = 12  # on a screen, those with the largest share of the trace; the
 def print_noise(result: NoiseResult, console: Console) -> None:
     """Print the noise run's answer to `console`: sentences, tables, how it was measured, page."""
     out = console if console.is_terminal else plain_console(console)
-    out.print(Text(f"{plain(result.task)}: the gradient noise scale along a run", "bold"))
-    out.print()
-    for text in answer_sentences(result):
-        out.print(Text(text))
-    out.print()
-    for title, headings, cells, left in contents_of(result):
-        out.print(Text(title, "italic"))
-        out.print(text_table(None, headings, cells, out.is_terminal, out.width, left))
-        out.print()
+    heading = f"{plain(result.task)}: the gradient noise scale along a run"
+    print_answer(out, heading, answer_sentences(result), contents_of(result))
     for text in proxy_sentences(result):
         out.print(Text(text))
     for name, fact in facts_of(result):

@@ -22,7 +22,7 @@ from batchscope.report.profile_words import (
     size_of,
     written_split,
 )
-from batchscope.report.terminal import Content, plain_console, text_table
+from batchscope.report.terminal import Content, plain_console, print_answer
 from batchscope.report.words import count, loop_of, number, plain, sentence
 
 MS, PERCENT, MILLI = 1e3, 100.0, 1e3
@@ -31,17 +31,8 @@ MS, PERCENT, MILLI = 1e3, 100.0, 1e3
 def print_profile(result: ProfileResult, console: Console) -> None:
     """Print the profile's answer to `console`: sentences, tables, how it was measured, page."""
     out = console if console.is_terminal else plain_console(console)
-    out.print(
-        Text(f"{plain(result.task)}: seconds and bytes against batch size, {device_of(result.conditions)}", "bold")
-    )
-    out.print()
-    for text in answer_sentences(result):
-        out.print(Text(text))
-    out.print()
-    for title, headings, cells, left in contents_of(result):
-        out.print(Text(title, "italic"))
-        out.print(text_table(None, headings, cells, out.is_terminal, out.width, left))
-        out.print()
+    heading = f"{plain(result.task)}: seconds and bytes against batch size, {device_of(result.conditions)}"
+    print_answer(out, heading, answer_sentences(result), contents_of(result))
     for probe in result.memory.probes if result.memory is not None else ():
         if probe.reason:
             outcome = OUTCOMES.get(probe.outcome, plain(probe.outcome))

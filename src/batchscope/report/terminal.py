@@ -114,6 +114,19 @@ class Content(NamedTuple):
     left: tuple[str, ...] = ()
 
 
+def print_answer(out: Console, heading: str, sentences: Sequence[str], contents: Sequence[Content]) -> None:
+    """How an answer begins: heading, sentences, and each table under its title, with an empty line after each."""
+    out.print(Text(heading, "bold"))
+    out.print()
+    for text in sentences:
+        out.print(Text(text))
+    out.print()
+    for title, headings, cells, left in contents:
+        out.print(Text(title, "italic"))
+        out.print(text_table(None, headings, cells, out.is_terminal, out.width, left))
+        out.print()
+
+
 def text_table(
     title: str | None,
     headings: Sequence[str],
