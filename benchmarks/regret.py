@@ -15,7 +15,6 @@ budget spent is counted in full all the same.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import os
 import statistics
@@ -28,18 +27,27 @@ from scipy import stats
 
 import oracle
 from batchscope.analysis.target import crossing
-from batchscope.records import Advice, Arm, StopRule, TimingPass, TrialSpec, from_plain, json_safe
+from batchscope.records import (
+    Advice,
+    Arm,
+    Conditions,
+    StepTiming,
+    StopRule,
+    TimingPass,
+    TrialSpec,
+    from_plain,
+    json_safe,
+)
 from batchscope.store.sqlite import open_store
-from batchscope.sweep.executors.local import LocalExecutor
-from batchscope.sweep.jobs import TaskReference
+from batchscope.sweep.executors.inline import InlineExecutor
 from batchscope.sweep.runner import Runner
 from batchscope.task import load_task
 from batchscope.training.checks import check_task
-from batchscope.training.device import cores
 from batchscope.verbs.recommend import recommend
 from environment import environment, save
 
 WORK = Path(os.environ.get("BATCHSCOPE_REGRET", Path(__file__).parent / ".work"))
+ROUNDS = 10  # as the table was timed
 FIELDS = (
     "batch_size",
     "learning_rate",
@@ -82,11 +90,9 @@ def main() -> None:
 def one(name: str, seed: int, budget: float) -> dict[str, Any]:
     """One `recommend`, and its regret."""
     truth, store = oracle.read(name), WORK / f"regret_{name}.db"
-    timing = from_plain(TimingPass, oracle.step_times()[name]["timing"])
-    fits = tuple(t for t in timing.timings if t.batch_size <= truth.train_size)
     advice = recommend(
-        name, budget=budget, seed=seed, timing=dataclasses.replace(timing, timings=fits), store=store, draw=False
-    )
+        load_task(name), budget=budget, seed=seed, timing=timing_of(name), store=store, draw=False
+    )  # as an object: in this process, so that two tasks can be run side by side without workers being started
     row = {
         "task": name,
         "seed": seed,
@@ -100,6 +106,19 @@ def one(name: str, seed: int, budget: float) -> dict[str, Any]:
     return row | compared(advice, steps, truth)
 
 
+def timing_of(name: str) -> TimingPass:
+    """The table's step times as a pass of ROUNDS rounds that has the same medians and the same intervals."""
+    table = oracle.step_times()[name]
+    scores = stats.norm.ppf((np.arange(ROUNDS) + 0.5) / ROUNDS)
+    scores *= math.sqrt(ROUNDS) / (scores.std(ddof=1) * stats.t.ppf(0.975, ROUNDS - 1) * math.sqrt(math.pi / 2))
+    timings = []
+    for size, m in table["seconds_per_step"].items():
+        half = 0.5 * math.log(m["high"] / m["low"])
+        windows = tuple(float(m["estimate"] * math.exp(half * z)) for z in scores)
+        timings.append(StepTiming(int(size), 1, windows, ()))
+    return TimingPass(timings[0].batch_size, tuple(timings), from_plain(Conditions, table["conditions"]))
+
+
 def run_to_goal(name: str, store: Path, advice: Advice, truth: oracle.Oracle) -> list[float | None]:
     """Steps to goal of the recommended point, with the table's fresh seeds."""
     assert advice.chosen is not None
@@ -108,7 +127,7 @@ def run_to_goal(name: str, store: Path, advice: Advice, truth: oracle.Oracle) ->
     stop = StopRule(truth.budget_examples, truth.cadence_examples, oracle.PATIENCE_EPOCHS, goal=truth.goal)
     arm = Arm(advice.chosen.batch_size, advice.chosen.learning_rate)
     specs = [TrialSpec(arm, s, stop) for s in oracle.FRESH]
-    with open_store(store) as opened, LocalExecutor(TaskReference.here(name, fingerprint), cores()) as executor:
+    with open_store(store) as opened, InlineExecutor(task) as executor:
         where = store.parent / f"{store.name}.checkpoints"
         run = Runner(
             opened, None, fingerprint, truth.conditions, truth.goal, executor, where, 30.0, lambda kind, details: None

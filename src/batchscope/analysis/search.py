@@ -120,12 +120,14 @@ def proposals(setting: Setting, view: View, spent: float, count: int = 2) -> lis
     room = setting.limit_examples - spent - reserve(setting, view)
     clipped = np.minimum(view.values, view.means[view.best] + FAR)
     covariance, firm = np.atleast_2d(np.cov(clipped.T)), FIRM if setting.run_examples is None else FIRM_LOSS
-    caps, costs, noise = _caps(setting, view), _costs(setting, view), _noise(view)
-    values_at_caps = _values_at(setting, view, caps) if setting.run_examples is None else None
+    most, noise, fixed = _caps(setting, view), _noise(view), setting.run_examples is not None
+    least = most if fixed else LEAST_EVALUATIONS * _between(setting, _sizes(view))
     chosen: list[Proposal] = []
     for _ in range(count):
-        gains = knowledge_gradients(view.means, covariance, noise, values_at_caps)
-        worth = np.where((caps + _sizes(view) <= room) & (gains >= firm), gains / costs, 0.0)
+        caps = np.clip(np.floor(room - _sizes(view)), 1.0, most)  # what is left may cut a run off earlier
+        at_caps = None if fixed else _values_at(setting, view, caps)
+        gains = knowledge_gradients(view.means, covariance, noise, at_caps)
+        worth = np.where((caps >= least) & (gains >= firm), gains / _costs(setting, view, caps), 0.0)
         j = int(np.argmax(worth))
         if worth[j] <= 0.0:
             break
@@ -207,9 +209,8 @@ def _noise(view: View) -> Array:
     return float(np.mean(view.posterior.p.sigma**2)) + FAR**2 * lost * (1.0 - lost)
 
 
-def _costs(setting: Setting, view: View) -> Array:
+def _costs(setting: Setting, view: View, caps: Array) -> Array:
     """Examples that a run at each point is expected to use."""
-    caps = _caps(setting, view)
     if setting.run_examples is not None:
         return caps + _sizes(view)
     to_goal = np.exp(np.minimum(view.examples, 60.0)) + CONFIRMATIONS * _between(setting, _sizes(view))

@@ -12,7 +12,7 @@ from batchscope.cli import options
 
 def command(
     study: Annotated[
-        str, typer.Argument(help="Id of a study, profile or noise run, or its beginning (see: batchscope list).")
+        str, typer.Argument(help="Id of a study, profile, noise run or advice, or its beginning (see: batchscope list).")
     ],
     store: options.Store = "batchscope.db",
     report: Annotated[
@@ -21,7 +21,7 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the HTML page of a study, profile or noise run again; needs no torch and runs nothing."""
+    """Draw the HTML page of a study, profile, noise run or advice again; needs no torch and runs nothing."""
     from batchscope.verbs.report import write_report
 
     path = write_report(study, store=store, path=Path(report) if report else None)

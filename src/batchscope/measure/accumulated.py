@@ -24,7 +24,8 @@ Hook = Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]
 class MicroBatches(Source):
     """The parts are the micro-batches of one step; with data parallelism, those of all processes.
 
-    A hook on each parameter sees what a backward pass is about to add to `.grad`, before processes average it.
+    A hook at each parameter's accumulation sees what a backward pass is about to add to `.grad`, before processes
+    average it.
     Processes count alike, as in DistributedDataParallel; the micro-batches of one process by their units.
     """
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,10 +96,7 @@ class AtAccumulation:
         self.node: Any = torch.autograd.graph.get_gradient_edge(parameter).node
         self.handles = []
         if before is not None:
-            see = before
-            self.handles.append(
-                self.node.register_prehook(lambda given: see(given[0]) if given[0] is not None else None)
-            )
+            self.handles.append(self.node.register_prehook(partial(_see_given, before)))
         if after is not None:
             look = after
             self.handles.append(self.node.register_hook(lambda _, given: look(parameter)))
@@ -109,9 +107,9 @@ class AtAccumulation:
         self.node = None
 
 
-def _seen(see: Callable[[torch.Tensor], None], gradient: torch.Tensor | None) -> None:
-    if gradient is not None:  # a function of the user's may return none
-        see(gradient)
+def _see_given(see: Callable[[torch.Tensor], None], given: Sequence[torch.Tensor | None]) -> None:
+    if given[0] is not None:  # a function of the user's may return none
+        see(given[0])
 
 
 class Source(ABC):

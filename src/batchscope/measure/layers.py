@@ -61,6 +61,12 @@ def _bias(bias: torch.Tensor | None, d: torch.Tensor) -> Uses:
 
 
 def linear(module: nn.Module, x: torch.Tensor, d: torch.Tensor, m: int) -> Uses:
+    """Of y_t = W x_t + b, W (q, p): d y_t / d W is x_t, so that W gets sum_t d_t x_t^T and b gets sum_t d_t.
+
+    `x` (m, *positions, p), `d` (m, *positions, q), or with the positions flattened into the first dimension; one
+    position where x is (m, p). In the units of `d`: with d of the batch's mean loss, these are w_i g_i. What is frozen
+    is left out.
+    """
     assert isinstance(module, nn.Linear)
     left = _examples_first(d, m, module.out_features)
     uses = _bias(module.bias, left)
@@ -69,19 +75,11 @@ def linear(module: nn.Module, x: torch.Tensor, d: torch.Tensor, m: int) -> Uses:
     return uses
 
 
-def plain_linear_norms(module: nn.Module, x: torch.Tensor, d: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Norms (m,) per parameter for x (m, p) and d (m, q): |d_i| |x_i|, and |d_i|; one pass over each tensor."""
-    assert isinstance(module, nn.Linear)
-    norms = _row_norms(d)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if module.weight.requires_grad:
-        found.append((module.weight, _row_norms(x.detach()) * norms))
-    if module.bias is not None and module.bias.requires_grad:
-        found.append((module.bias, norms))
-    return found
+def row_norms(t: torch.Tensor) -> torch.Tensor:
+    """(m,) of (m, n): |t_i|, in one pass, summed in float32 at least.
 
-
-def _row_norms(t: torch.Tensor) -> torch.Tensor:
+    For x (m, p) and d (m, q) of a linear layer |c_i| is |d_i| |x_i| for W, as |d x^T| = |d| |x|, and |d_i| for b.
+    """
     wide = t.dtype in (torch.float32, torch.float64)
     return torch.linalg.vector_norm(t, dim=1) if wide else torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
 

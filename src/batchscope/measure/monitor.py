@@ -56,8 +56,8 @@ class NoiseMonitor:
         source: "examples", "parts", "micro-batches", "replicas"; default: the cheapest that works (`sources.py`).
         optimizer: gives the learning rate of each measurement, the parameter groups, and the second moments for
             `proxies`.
-        data_size: examples in the training set (units, with `counts`): then G is the training set's own gradient, and
-            sampling without replacement is accounted for. None: as if it had no end.
+        data_size: examples in the training set: then G is the training set's own gradient, and sampling without
+            replacement is accounted for. None: as if it had no end.
         scaler: the `torch.amp.GradScaler` in use; its scale is divided out. `step` comes before `unscale_`.
         proxies: also in the metrics of Adam and of signs; takes an optimizer, and the source "parts".
         before_clipping: copy gradients as the backward pass leaves them, for a framework that only calls after it has

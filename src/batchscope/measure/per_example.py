@@ -27,7 +27,7 @@ from batchscope.errors import UnsupportedTask
 from batchscope.measure.factors import Use, squared_norms
 from batchscope.measure.gradients import Counts, OfThisModel, Reading, Source, numbers, shape_of
 from batchscope.measure.halves import added, gradient_of_first, one_output
-from batchscope.measure.layers import Formula, by_example, formula_of, linear, plain_linear_norms
+from batchscope.measure.layers import Formula, by_example, formula_of, linear, row_norms
 
 TOLERANCE = 1e-2  # of a half's gradient: rounding of float32 is 1e-6, of bfloat16 4e-3; another formula is off by 1
 NEGLIGIBLE = 1e-4  # of the whole gradient: adds 1e-8 to its square. A key's bias has gradient 0 but for rounding
@@ -100,14 +100,15 @@ class PerExample(Source):
         return see
 
     def _seeing_plain(self, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-        """For a checked linear layer on (m, p) inputs in float32, with less Python, which is most of the price."""
+        """For a checked linear layer on (m, p) inputs, with less Python, which is most of the price."""
         usual = self._seeing(linear)
-        weight, bias = (self.index.get(id(p), -1) for p in (module.weight, module.bias))
-        norms, norm = self._norms, torch.linalg.vector_norm
+        own = (p if p is not None and p.requires_grad else None for p in (module.weight, module.bias))
+        weight, bias = (self.index.get(id(p), -1) for p in own)
+        norms = self._norms
 
         def see(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             x = args[0] if len(args) == 1 else None
-            fits = x is not None and x.dim() == 2 and output.dtype is torch.float32 and not self._nested
+            fits = x is not None and x.dim() == 2 and not self._nested
             if not fits or not output.requires_grad or not self.examples or x.shape[0] != self.examples[-1]:
                 usual(module, args, output)
                 return
@@ -116,12 +117,12 @@ class PerExample(Source):
             def see_gradient(d: torch.Tensor) -> None:
                 if self._nested or not self._handles:
                     return
-                if forward_pass != len(self.examples) or torch.is_autocast_enabled(d.device.type):
+                if forward_pass != len(self.examples):
                     self._try_to_take(linear, module, x, d.detach(), forward_pass)
                     return
-                rows = norm(d, dim=1)
+                rows = row_norms(d.detach())
                 if weight >= 0:
-                    norms.setdefault(weight, []).append(norm(x, dim=1) * rows)
+                    norms.setdefault(weight, []).append(row_norms(x.detach()) * rows)
                 if bias >= 0:
                     norms.setdefault(bias, []).append(rows)
 
@@ -151,10 +152,6 @@ class PerExample(Source):
         m = self.examples[forward_pass - 1] if forward_pass else 0
         if m == 0 or d.dim() == 0 or x.dim() == 0 or d.shape[0] % m or x.shape[0] % m:
             return  # no examples along the first dimension: the check finds that something is missing
-        if formula is linear and self.checked and x.dim() == 2 and x.shape[0] == m and self._alone(module):
-            for parameter, norms in plain_linear_norms(module, x, d):
-                self._norms.setdefault(self.index[id(parameter)], []).append(norms)
-            return
         for parameter, use in formula(module, x, d, m):
             i = self.index[id(parameter)]
             if not self.checked:

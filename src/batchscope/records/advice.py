@@ -74,6 +74,7 @@ class AdviceData:
     noise: Measured | None = None  # B_simple along the reference run
     provisional_goal: Goal | None = None  # compared at while no run has reached the goal: what the own point reached
     coupled: bool = False  # the model mixes the examples of a batch (batch norm): its micro-batch is part of a trial
+    workers: int = 1  # as chosen for trials
     ended: str = ""  # why no more was tried: "firm", "budget", "nothing left"
     examples: int = 0  # of the training runs: what `--budget` counts
     steps: int = 0

@@ -16,7 +16,8 @@ import numpy as np
 
 from batchscope.analysis.advice import by_loss, is_weak, look, run_length, setting_of
 from batchscope.analysis.options import options_of
-from batchscope.analysis.search import DRAWS, Point, View, expected, proposals, reserve
+from batchscope.analysis.search import DRAWS, Point, Setting, View, expected, proposals, reserve
+from batchscope.analysis.target import crossed
 from batchscope.analysis.tried import level_of, tried
 from batchscope.errors import CannotAnswer
 from batchscope.measure.coupling import batch_norms
@@ -25,6 +26,7 @@ from batchscope.records import (
     AdviceQuestion,
     Arm,
     Conditions,
+    Goal,
     ProfileData,
     StopRule,
     TrialRecord,
@@ -94,13 +96,15 @@ class Decision:
         with executor_for(self.asked.reference or self.task) as executor:
             if isinstance(executor, LocalExecutor) and self.asked.reference is not None:
                 executor.serve(TaskReference.here(self.asked.reference, self.asked.checked.fingerprint))
-            conditions = self._conditions(executor)
-            self.data = dataclasses.replace(self.data, conditions=conditions)
+            workers, conditions = self._chosen(executor)
+            self.data = dataclasses.replace(self.data, conditions=conditions, workers=workers)
             self._reference(executor)
             if not is_weak(self.data):
                 ended = self._search(executor)
                 self.data = dataclasses.replace(self.data, ended=ended)
                 self._verify(executor)
+        if self.data.provisional_goal is not None:  # the answer names the level that the own point reached
+            self._read(level_of(self.records[0][1], self.data.goal))
         return dataclasses.replace(
             self.data,
             notes=tuple(self.notes),
@@ -108,8 +112,8 @@ class Decision:
             measured_at=datetime.now(UTC).isoformat(),
         )
 
-    def _conditions(self, executor: Executor) -> Conditions:
-        """As the store knows them for this task, or chosen now; as many workers as that says."""
+    def _chosen(self, executor: Executor) -> tuple[int, Conditions]:
+        """Workers and conditions as the store knows them for this task, or chosen now."""
         sizes = default_batch_sizes(self.task.train_size)
         with machine(self.store, self.hear):
             workers, conditions = chosen(self.store, self.data.fingerprint) or choose(
@@ -117,7 +121,7 @@ class Decision:
             )
         if isinstance(executor, LocalExecutor):
             executor.slots = workers
-        return conditions
+        return workers, conditions
 
     # --- the runs ---
 
@@ -147,23 +151,20 @@ class Decision:
         self.data = dataclasses.replace(
             self.data, reference_examples=price, reference_reached=reached, noise=record.result.noise_scale
         )
-        if not reached:
-            self._compare_at(record)
+        if data.goal is None and not reached:
+            self._open_goal(record)
 
-    def _compare_at(self, record: TrialRecord) -> None:
-        """The own point did not reach a goal. An open goal becomes what it reached; else runs are compared there."""
-        level = level_of(record, self.data.goal)
-        if self.data.goal is not None:
-            self.data = dataclasses.replace(self.data, provisional_goal=level)
-        elif level is None:
+    def _open_goal(self, record: TrialRecord) -> None:
+        """A goal that was left open becomes what the own point reached."""
+        level = level_of(record, None)
+        if level is None:
             raise CannotAnswer(
                 f"task {self.task.name!r}: expected its own point (lr={self.task.lr}, "
                 f"batch_size={self.task.batch_size}) to lower the validation loss, it did not: give a goal, or a "
                 "learning rate that trains"
             )
-        else:
-            self.data = dataclasses.replace(self.data, goal=level)
-            self.hear("note", {"text": f"the goal was left open: {level}, which the task's own point reaches"})
+        self.data = dataclasses.replace(self.data, goal=level)
+        self.hear("note", {"text": f"the goal was left open: {level}, which the task's own point reaches"})
         self._reread()
         reached = self.data.trials[0].reached
         if reached is not None:
@@ -175,16 +176,35 @@ class Decision:
             options, view = look(self.data, DRAWS)
             setting = setting_of(self.data, options)
             wanted = proposals(setting, view, self.data.examples, AT_ONCE)
-            if not wanted:
-                room = setting.limit_examples - self.data.examples - reserve(setting, view)
-                return "firm" if room > self.data.reference_examples else "budget"
             specs: list[TrialSpec] = []
             for p in wanted:
-                point = (p.batch_size, p.learning_rate)
-                seen = sum((t.batch_size, t.learning_rate) == point for t in self.data.trials)
-                seed = tuning_seeds_of(self.data.question.seed, seen + 1)[-1]
-                specs.append(TrialSpec(self._arm(point), seed, self._stop(p.batch_size, p.cap_examples)))
+                specs.append(self._next((p.batch_size, p.learning_rate), p.cap_examples, specs))
+            if not wanted and (point := self._unreached(setting, view)) is not None:
+                specs = [self._next(point, None)]
+            if not specs:
+                room = setting.limit_examples - self.data.examples - reserve(setting, view)
+                return "firm" if room > self.data.reference_examples else "budget"
             self._run(executor, "search", specs)
+
+    def _next(self, point: Point, cap: int | None, beside: Sequence[TrialSpec] = ()) -> TrialSpec:
+        """A run of the search at this point, with the first seed that it has not had."""
+        seen = sum((t.batch_size, t.learning_rate) == point for t in self.data.trials)
+        seen += sum((s.arm.batch_size, s.arm.learning_rate) == point for s in beside)
+        seed = tuning_seeds_of(self.data.question.seed, seen + 1)[-1]
+        return TrialSpec(self._arm(point), seed, self._stop(point[0], cap))
+
+    def _unreached(self, setting: Setting, view: View) -> Point | None:
+        """While nothing has reached the goal: the best point that was not given a whole run, if there is room for one.
+
+        A search that is firm about the provisional goal has cut its runs off there; the goal itself may be in reach.
+        """
+        if by_loss(self.data) or any(t.reached is not None for t in self.data.trials):
+            return None
+        arms = [record.spec.arm for _, record in self.records if record.spec.stop.cap_examples is None]
+        whole = {(arm.batch_size, arm.learning_rate) for arm in arms}
+        room = setting.limit_examples - self.data.examples - setting.budget_examples
+        fits = [k for k, point in enumerate(view.points) if point not in whole and point[0] <= room]
+        return view.points[min(fits, key=lambda k: view.means[k])] if fits else None
 
     def _verify(self, executor: Executor) -> None:
         """Run the best point that reached once more, with a seed that did not choose; more where it is not sure enough.
@@ -249,22 +269,45 @@ class Decision:
     # --- what they say ---
 
     def _reread(self) -> None:
-        """The trials as the analysis reads them; again once there is a provisional goal."""
-        data = self.data
-        trials = tuple(tried(role, record, data.goal, data.provisional_goal) for role, record in self.records)
+        """The trials as the analysis reads them; again when the goal that they are compared at has moved."""
+        self._read(self._held())
+
+    def _read(self, provisional: Goal | None) -> None:
+        trials = tuple(tried(role, record, self.data.goal, provisional) for role, record in self.records)
         self.data = dataclasses.replace(
-            data, trials=trials, examples=sum(t.examples for t in trials), steps=sum(t.steps for t in trials)
+            self.data,
+            provisional_goal=provisional,
+            trials=trials,
+            examples=sum(t.examples for t in trials),
+            steps=sum(t.steps for t in trials),
         )
+
+    def _held(self) -> Goal | None:
+        """The best level that a run has held, until one reaches the goal: what runs are compared at, and cut off by.
+
+        The own point's level would not do: it may be so easy that the runs to it tell nothing of the goal.
+        """
+        goal = self.data.goal
+        if goal is None or by_loss(self.data) or any(crossed(r.result.trace, goal) for _, r in self.records):
+            return self.data.provisional_goal
+        levels = [level for _, record in self.records if (level := level_of(record, goal)) is not None]
+        return (min if goal.falls else max)(levels, key=lambda level: level.value, default=None)
 
     def _seeds(self, count: int) -> tuple[int, ...]:
         return seeds_of(self.data.question.seed, count)
 
     def _stop(self, batch_size: int, cap: int | None = None) -> StopRule:
-        """A run to the goal, cut off at `cap`; or of a given length, where the lowest loss in it is asked for."""
+        """A run to the goal, cut off at `cap`; or of a given length, where the lowest loss in it is asked for.
+
+        A run ends at an evaluation: the cap is the last multiple of the cadence in `cap`, so that it is passed by less
+        than a step.
+        """
         data = self.data
         if by_loss(data):
             length = run_length(data, self.options[batch_size])
             return StopRule(length, max(1, math.ceil(length / EVALUATIONS)))
+        if cap is not None:
+            cap = max(cap - cap % data.cadence_examples, data.cadence_examples)
         return StopRule(data.budget_examples, data.cadence_examples, PATIENCE_EPOCHS, data.goal, cap)
 
     def _arm(self, point: Point) -> Arm:

@@ -53,10 +53,11 @@ def machine(store: Store, hear: Listener, alone: bool = False) -> Generator[Call
 
 
 def chosen(store: Store, fingerprint: str) -> tuple[int, Conditions] | None:
-    """Workers and conditions as an earlier study or profile of this task chose them on a machine like this one."""
+    """Workers and conditions as an earlier study, profile or advice of this task chose them on a machine like this."""
     studies = [store.study(s.id) for s in store.studies() if s.fingerprint == fingerprint]
     before = [(s.workers, s.conditions) for s in studies]
     before += [(p.workers, p.conditions) for _, p in store.profiles(fingerprint) if p.workers is not None]
+    before += [(a.workers, a.conditions) for _, a in store.advices(fingerprint)]
     return next((choice for choice in before if is_here(choice[1])), None)
 
 
