@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from exact import EXAMPLES, assert_saw, data, hooks_in, last_loss, left_behind, network, seed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import assert_as_expected
 
 from batchscope.integrations.accelerate import noise_monitor
 
@@ -92,9 +90,6 @@ def test_a_loss_scale_is_the_accelerators(accelerate: Any) -> None:
 
 
 TWO_PROCESSES = """
-import sys
-sys.path.insert(0, {tests!r})
-from exact import *
 from test_accelerate_noise import *
 import accelerate
 for accumulation, parts in ((1, 2), (2, 4)):
@@ -108,10 +103,4 @@ print("as expected", flush=True)
 
 def test_two_processes(accelerate: Any, tmp_path: Path) -> None:
     """Each half of the data at once, and in two micro-batches."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("as expected") == 2
+    assert_as_expected(TWO_PROCESSES, tmp_path)

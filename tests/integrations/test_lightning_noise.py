@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from exact import EXAMPLES, assert_saw, data, hooks_in, last_loss, left_behind, network, seed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import assert_as_expected
 
 from batchscope.errors import CannotAnswer, UnsupportedTask, UsageError
 from batchscope.integrations.called import TrainingSteps
@@ -21,6 +20,14 @@ from batchscope.integrations.lightning import NoiseCallback
 # Lightning's own: how it asks torch about its trees, its advice on loader workers and on a last short accumulation
 OF_LIGHTNING = ("isinstance.treespec, LeafSpec", "The .* does not have many workers", "The number of training batches")
 pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in OF_LIGHTNING]
+QUIET: dict[str, Any] = {
+    "max_epochs": 12,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +88,7 @@ def by_hand(lightning: Any, optimizers: int = 1, clip: float = 1e-3) -> Any:
 
 def fit(lightning: Any, module: Any, callbacks: list[Any], batch_size: int = EXAMPLES, **trainer: Any) -> Any:
     """Twelve epochs over the data in order; of two devices the first has the first half."""
-    settings = {"max_epochs": 12, **trainer}
-    made = lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,  # it would shuffle
-        callbacks=callbacks,
-        **settings,
-    )
+    made = lightning.Trainer(**QUIET, use_distributed_sampler=False, callbacks=callbacks, **trainer)  # it would shuffle
     rank, processes = int(os.environ.get("RANK", "0")), trainer.get("devices", 1)
     mine = [tensor.chunk(processes)[rank] for tensor in data()]
     made.fit(module, DataLoader(TensorDataset(*mine), batch_size=batch_size))
@@ -180,16 +177,7 @@ def test_what_a_monitored_run_leaves_is_what_an_unmonitored_one_leaves(lightning
         module = module_of(lightning, "self", lr=0.3, dropout=0.2)
         seed()
         loader = DataLoader(TensorDataset(*data()), batch_size=8, shuffle=True)
-        trainer = lightning.Trainer(
-            max_epochs=12,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            callbacks=callbacks,
-        )
-        trainer.fit(module, loader)
+        lightning.Trainer(**QUIET, callbacks=callbacks).fit(module, loader)
         assert not hooks_in(module)
         left.append(left_behind(module))
     assert left[0] == left[1] == left[2] == left[3]
@@ -218,9 +206,6 @@ def test_what_is_refused(lightning: Any) -> None:
 
 
 TWO_PROCESSES = """
-import sys
-sys.path.insert(0, {tests!r})
-from exact import *
 from test_lightning_noise import *
 import lightning
 for call in ("net", "self", "forward", "layers"):
@@ -240,10 +225,4 @@ except UsageError as error:
 
 def test_two_processes(lightning: Any, tmp_path: Path) -> None:
     """Each half of the data in two micro-batches: four parts; whatever `training_step` calls."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("as expected") == 2
+    assert_as_expected(TWO_PROCESSES, tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,19 @@ import pytest
 import torch
 from exact import EXAMPLES, assert_saw, data, hooks_in, last_loss, left_behind, network, seed
 from torch import nn
+from two_processes import assert_as_expected
 
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.integrations.transformers import NoiseCallback
+
+QUIET: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": [],
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +60,9 @@ def train(transformers: Any, folder: Path, model: nn.Module, callbacks: list[Any
         "max_grad_norm": 1e-3,
         "lr_scheduler_type": "constant",
         "optim": "sgd",
-        "logging_strategy": "no",
         **arguments,
     }
-    settings = transformers.TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        **given,
-    )
+    settings = transformers.TrainingArguments(output_dir=str(folder), **QUIET, **given)
     rows = [{"x": x, "labels": y} for x, y in zip(*data(), strict=True)]
     trainer = Trainer(model=model, args=settings, train_dataset=rows, callbacks=callbacks)
     trainer.train()
@@ -119,17 +117,8 @@ def test_a_model_of_transformers_own(transformers: Any, tmp_path: Path) -> None:
     model = transformers.BertForSequenceClassification(config)
     tokens = torch.randint(64, (64, 8), generator=torch.Generator().manual_seed(3))
     rows = [{"input_ids": row, "labels": row[0] % 3} for row in tokens]
-    settings = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=40,
-        per_device_train_batch_size=16,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        logging_strategy="no",
-    )
+    asked = {"max_steps": 40, "per_device_train_batch_size": 16}
+    settings = transformers.TrainingArguments(output_dir=str(tmp_path), **QUIET, **asked)
     noise = NoiseCallback(every=1)
     transformers.Trainer(model=model, args=settings, train_dataset=rows, callbacks=[noise]).train()
     report = noise.report()
@@ -181,18 +170,15 @@ def test_what_is_refused(transformers: Any) -> None:
 
 
 TWO_PROCESSES = """
-import sys
-sys.path.insert(0, {tests!r})
-from exact import *
 from test_transformers_noise import *
 import transformers
 noise, model = NoiseCallback(every=1), Model()
-several = {{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}}
-train(transformers, Path({folder!r}), model, [noise], max_grad_norm=0.0, **several)
+several = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+train(transformers, Path.cwd(), model, [noise], max_grad_norm=0.0, **several)
 assert_saw(noise.report(), "replicas", 4)
 assert noise.monitor.steps == 12 and not hooks_in(model)
 try:
-    train(transformers, Path({folder!r}), Model(), [NoiseCallback()])
+    train(transformers, Path.cwd(), Model(), [NoiseCallback()])
 except UsageError as error:
     assert "max_grad_norm=0" in str(error)
     torch.distributed.destroy_process_group()
@@ -202,10 +188,4 @@ except UsageError as error:
 
 def test_two_processes(transformers: Any, tmp_path: Path) -> None:
     """Each half of the data in two micro-batches: four parts; clipping is refused."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("as expected") == 2
+    assert_as_expected(TWO_PROCESSES, tmp_path)

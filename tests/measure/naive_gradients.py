@@ -82,6 +82,12 @@ def agree(reading: Reading | None, expected: tuple[torch.Tensor, torch.Tensor], 
         torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=rtol * 1e-3 * float(wanted.max()))
 
 
+def sized(reading: Reading | None) -> tuple[int, float, float]:
+    """(parts, part size, batch size)."""
+    assert reading is not None
+    return reading.parts, float(reading.part_size), float(reading.batch_size)
+
+
 # --- a fixed data set, at fixed weights ---
 
 DATA, BATCH = 48, 12

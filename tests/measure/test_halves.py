@@ -11,30 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from naive_gradients import Loss, agree, halves, measured, naive
+from small_models import CLASSES, WIDTH, backward, cross_entropy, rows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from batchscope.measure.halves import Halves, one_output
 
-WIDTH, CLASSES = 4, 3
-
-
-def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(model(x), y)
-
 
 def penalised(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     used = [p for name, p in model.named_parameters() if name != "unused"]
     return cross_entropy(model, x, y) + 0.1 * sum(p.square().sum() for p in used)
-
-
-def rows(m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(m)
-    return torch.randn(m, WIDTH, generator=generator), torch.randint(0, CLASSES, (m,), generator=generator)
-
-
-def backward(model: nn.Module, loss: Loss, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    return lambda: loss(model, x, y).backward()
 
 
 def weights(m: int) -> list[float]:

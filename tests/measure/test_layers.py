@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from naive_gradients import agree, examples, measured, naive
+from small_models import CLASSES, cross_entropy
 from torch import nn
 
 from batchscope.measure.layers import by_example, formula_of
 from batchscope.measure.per_example import PerExample
 
 M = 5  # examples
-CLASSES = 3
 
 
 class Head(nn.Module):
@@ -31,10 +31,6 @@ class Head(nn.Module):
         hidden = self.layer(x.flatten(0, 1) if self.flattened else x).reshape(m, -1).tanh()
         mixed = torch.linspace(-1, 2, hidden.shape[1] * CLASSES, dtype=hidden.dtype).sin()
         return hidden @ mixed.reshape(-1, CLASSES)
-
-
-def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(model(x), y)
 
 
 def check(layer: nn.Module, x: torch.Tensor, *, flattened: bool = False) -> None:

@@ -38,7 +38,7 @@ def estimated(kind: Callable[[nn.Module], Source], pieces: int, seed: int) -> to
 
 
 def test_all_sources_agree_on_the_same_weights() -> None:
-    """Averages within three standard errors of the exact values, and of each other. Replicas: `test_gradients.py`."""
+    """Averages within three standard errors of the exact values, and of each other. Replicas: `test_replicas.py`."""
     truth = torch.tensor(exact(*data_set()), dtype=torch.float64)
     kinds: list[tuple[Callable[[nn.Module], Source], int]] = [(PerExample, 1), (MicroBatches, 3), (Halves, 1)]
     means, errors = zip(*[mean_and_error(estimated(*kind, seed)) for seed, kind in enumerate(kinds)], strict=True)
