@@ -156,4 +156,5 @@ def test_branches(capsys: pytest.CaptureFixture) -> None:
     answer = runpy.run_path(str(EXAMPLES / BRANCHES))["main"]()
     assert answer.outcome in ("bracketed", "at_least", "below", "not_resolved")
     assert [p.k for p in answer.points] == [0.5, 1, 2, 4]
-    assert answer.evidence.startswith("Weaker") and answer.evidence in capsys.readouterr().out
+    assert answer.evidence.startswith("Weaker")
+    assert answer.evidence in capsys.readouterr().out

@@ -328,9 +328,9 @@ def test_the_json_of_a_noise_run_is_the_record(here: Here, noise_id: str) -> Non
 def test_the_csv_of_an_advice_holds_every_trial(here: Here, advice_id: str) -> None:
     out = here("export", advice_id[:11]).out
     assert out.splitlines()[0] == (
-        "role,batch_size,learning_rate,seed,reached,bound,provisional,lowest_loss,outcome,examples,steps"
+        "role,batch_size,learning_rate,seed,reached,bound,provisional,lowest_loss,outcome,examples,steps,ended_by"
     )
-    texts = ("role", "outcome")
+    texts = ("role", "outcome", "ended_by")
     rows = [
         {k: v if k in texts else json.loads(v or "null") for k, v in row.items()}
         for row in csv.DictReader(io.StringIO(out))

@@ -12,8 +12,8 @@
   where the form fails. Its correlation falls over two octaves of batch size and of learning rate.
 - Where the lowest loss L in a given time is asked for instead of the time to a goal: with V = log E + log w(B), and
   loss a power law of the progress made, log L = offset + gain (V - V(own)) + g + e (`Prior.log_weights`).
-- A run is lost with a probability that rises from 0 to 1 about v = D, give or take half an octave. One that diverged
-  was lost; one that did not reach the goal was, or has E above its bound; one that reached was not.
+- A run is lost with a probability that rises from 0 to 1 about v = D, give or take a fifth of an octave. One that
+  diverged was lost; one that did not reach the goal was, or has E above its bound; one that reached was not.
 
 Priors are wide guesses and stand beside their parameters. No point, the user's own included, is assumed to be good.
 """
@@ -32,7 +32,7 @@ from batchscope.analysis.particles import Array, posterior_draws
 
 LN2 = math.log(2.0)
 LENGTH = 2.0  # octaves over which the misfit g stays alike, of batch size and of learning rate (a guess)
-DIVERGES_WITHIN = 0.5  # octaves
+DIVERGES_WITHIN = 0.2  # octaves (a guess: the edge of stability is sharp)
 LAPSE = 0.03  # of runs diverge, or do not, whatever the learning rate (a guess)
 NO_NOISE_SCALE = (math.log(100.0), 2.0)  # mean and sd of log B_crit where nothing is known
 NOISE_SCALE_SD = 1.5  # of log(B_simple / B_crit): 0.05 to 8 over McCandlish's tasks, 0.3 to 6 over the built-in ones
@@ -42,7 +42,7 @@ RISE, FALL = (0.75, 0.3), (0.15, 0.25)
 LOG_KNEE = (0.0, 1.0)  # log(K / B_crit)
 OWN_RATE_SD = 2.5  # octaves, of the best learning rate about the user's own
 LOG_BELOW, LOG_ABOVE = (math.log(1.3), 0.35), (math.log(0.4), 0.7)  # log d, log c
-LOG_DIVERGED = (math.log(2.0), 0.4)  # log D
+LOG_DIVERGED = (math.log(1.5), 0.6)  # log D; on a quadratic, steps diverge one octave above the best rate
 LOG_SIGMA, LOG_TAU = (math.log(0.07), 0.5), (math.log(0.06), 0.6)
 LOG_GAIN, OFFSET_SD = (math.log(0.2), 0.8), 0.5  # d log L / d log(time), and of log L at the own point at its best
 LOSS_SPREAD = 0.15  # sigma and tau of log loss, in those of log examples (a guess)

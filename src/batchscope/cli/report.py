@@ -12,7 +12,7 @@ from batchscope.cli import options
 
 def command(
     study: Annotated[
-        str, typer.Argument(help="Id of a study, profile, noise run or advice, or its beginning (see: batchscope list).")
+        str, typer.Argument(help="Id of a study, profile, noise run or advice, or its beginning: see batchscope list.")
     ],
     store: options.Store = "batchscope.db",
     report: Annotated[

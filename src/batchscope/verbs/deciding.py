@@ -93,6 +93,7 @@ class Decision:
 
     def run(self) -> AdviceData:
         """Everything, in order."""
+        setting_of(self.data, self.options)  # raises here, before any training, where the objective was not measured
         with executor_for(self.asked.reference or self.task) as executor:
             if isinstance(executor, LocalExecutor) and self.asked.reference is not None:
                 executor.serve(TaskReference.here(self.asked.reference, self.asked.checked.fingerprint))
@@ -132,7 +133,7 @@ class Decision:
         """
         data, question = self.data, self.data.question
         limit = data.budget_examples
-        cap = max(1, math.floor(question.budget * limit)) if question.budget < 1 else None
+        cap = max(1, math.floor(question.budget * limit) - data.own_batch_size) if question.budget < 1 else None
         stop = self._stop(data.own_batch_size, cap)
         spec = TrialSpec(self._arm((data.own_batch_size, data.own_learning_rate)), self._seeds(1)[0], stop)
         self._run(executor, "reference", [spec], watch=True)
