@@ -80,17 +80,18 @@ def test_decided_anew_it_uses_what_was_run(first: First, small: Task, copied: Pa
     assert said(advice) == said(first.advice)
 
 
-@pytest.mark.parametrize(("moment", "kind"), [(1, "finished"), (2, "line"), (4, "finished")])
+@pytest.mark.parametrize(("moment", "kind"), [(0, "line"), (1, "finished"), (2, "line"), (4, "finished")])
 def test_stopped_and_resumed_it_runs_the_same_trials(
     first: First, small: Task, path: Path, moment: int, kind: str
 ) -> None:
-    """At the end of a trial, and inside one, at an evaluation."""
-    finished: Heard = []
+    """At the end of a trial, and inside one, at its third evaluation; the first one's noise scale is of all of it."""
+    finished, lines = [], [0]
 
     def stop(what: str, details: dict[str, Any]) -> None:
         if what == "finished":
             finished.append((what, details))
-        if len(finished) == moment and what == kind:
+        lines[0] = lines[0] + 1 if what == "line" else 0
+        if len(finished) == moment and what == kind and (what == "finished" or lines[0] == 3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

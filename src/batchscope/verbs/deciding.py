@@ -259,7 +259,11 @@ class Decision:
         return best if high - low > math.log(WIDE) and not by_loss(self.data) else None
 
     def _run(self, executor: Executor, role: str, specs: Sequence[TrialSpec], watch: bool = False) -> None:
-        """Run trials (the store's where it has them) and take them in."""
+        """Run trials (the store's where it has them) and take them in.
+
+        A watched one leaves no checkpoint: resumed, it would measure the gradients of its second part alone, and the
+        decisions would follow from where it was stopped.
+        """
         checkpoints = self.path.resolve().parent / f"{self.path.name}.checkpoints"
         runner = Runner(
             self.store,
@@ -269,7 +273,7 @@ class Decision:
             self.data.goal,
             executor,
             checkpoints,
-            self.checkpoint_seconds,
+            math.inf if watch else self.checkpoint_seconds,
             self.hear,
         )
         stored_as = STORED_AS[role]
