@@ -19,6 +19,11 @@ from . import hard_tasks
 from .hard_tasks import FLAT, KNEE, KNEES, advise
 
 BUDGETS = {  # reference runs, where they do with less than ten
+    "slow_rate": 5.0,
+    "small_critical": 5.0,
+    "open_goal": 6.0,
+    "accuracy_goal": 8.0,
+    "small_only": 8.0,
     "large_critical": 5.0,
     "batch_norm": 6.0,
     "with_adam": 5.0,
