@@ -230,5 +230,5 @@ def test_an_open_goal_is_what_the_own_point_reaches(ask: Callable[[str], Asked])
     assert asked.task.goal is None
     assert asked.advice.data.goal is not None
     assert asked.advice.data.reference_reached
-    assert asked.own.reached == asked.advice.data.reference_examples
+    assert asked.own.examples == asked.advice.data.reference_examples
     assert asked.ratio < 1.0

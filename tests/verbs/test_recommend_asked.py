@@ -38,7 +38,7 @@ def joules(timing: TimingPass, each: float) -> TimingPass:
 # --- how much ---
 
 
-@pytest.mark.parametrize("budget", [3.0, 5.0, 20.0])
+@pytest.mark.parametrize("budget", [0.05, 0.9, 1.0, 1.2, 2.9, 3.0, 5.0, 20.0])
 def test_no_budget_is_passed(small: Task, path: Path, budget: float) -> None:
     advice = advise(small, path, budget=budget)
     assert advice.spent.reference_runs <= budget
@@ -68,6 +68,21 @@ def test_a_run_that_a_small_budget_cuts_off_answers_too(small: Task, path: Path)
     assert own.reached is None
     assert advice.spent.reference_runs == own.examples / small.budget_examples <= 0.05
     assert advice.evidence == "throughput and noise scale"
+
+
+def test_a_budget_too_small_for_one_evaluation_is_refused(small: Task, path: Path) -> None:
+    with pytest.raises(bs.CannotAnswer, match="expected a budget that holds a run to its first evaluation"):
+        advise(small, path, budget=1e-6)
+
+
+def test_a_goal_reached_at_once_stays_within_the_budget(path: Path) -> None:
+    """The evaluations that confirm its crossing are most of the own run: they are part of the unit."""
+    easy = hard_tasks.classifier("easy", goal=bs.Goal("loss", at_most=1.5))
+    advice = advise(easy, path, budget=3.0)
+    own = advice.data.trials[0]
+    assert own.reached is not None
+    assert own.examples == advice.data.reference_examples > 2 * own.reached
+    assert advice.spent.reference_runs <= 3.0
 
 
 # --- what for ---
@@ -175,6 +190,7 @@ def test_memory_binds_and_the_batch_is_accumulated(path: Path) -> None:
         ({"devices": 2}, bs.CannotAnswer, "expected 1 device, got 2"),
         ({"budget": 0}, bs.UsageError, "expected a budget in reference runs above 0, got 0"),
         ({"budget": math.nan}, bs.UsageError, "expected a budget in reference runs above 0, got nan"),
+        ({"budget": 0.5, "best_in_examples": 5_000}, bs.UsageError, "expected a budget of at least 1 run with --best-in"),
         ({"objective": "joy"}, bs.UsageError, "expected an objective of time, cost, examples, energy, got 'joy'"),
         ({"price": -1.0}, bs.UsageError, "expected a price of a device for an hour above 0, got -1.0"),
         ({"memory_limit": 0}, bs.UsageError, "expected a memory limit in bytes above 0"),

@@ -201,7 +201,8 @@ def prior_of(data: AdviceData, setting: Setting) -> Prior:
     if by_loss(data):
         known = [t.lowest_loss for t in data.trials if t.lowest_loss]
         return Prior(*own, math.log(known[0]) if known else 0.0, about, setting.log_weights)
-    return Prior(*own, math.log(data.reference_examples), about)
+    needed = next((t.reached for t in data.trials if t.role == "reference" and t.reached is not None), None)
+    return Prior(*own, math.log(needed if needed is not None else data.reference_examples), about)
 
 
 def chosen_point(data: AdviceData, view: View) -> tuple[Point | None, bool]:

@@ -13,7 +13,7 @@ def command(
     task: Annotated[str, typer.Argument(help="path.py, path.py:function, package.module:function or a built-in name.")],
     budget: Annotated[
         float,
-        typer.Option(metavar="R", help="Most to spend on training, in reference runs; only the first run can pass it."),
+        typer.Option(metavar="R", help="Most to spend on training, in reference runs; never passed."),
     ] = 10.0,
     objective: Annotated[str, typer.Option(help="What to make least: time, cost, examples or energy.")] = "time",
     price: Annotated[

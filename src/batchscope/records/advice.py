@@ -67,7 +67,7 @@ class AdviceData:
     question: AdviceQuestion
     profile: ProfileData  # seconds per step and memory
     trials: tuple[Tried, ...]
-    reference_examples: float
+    reference_examples: float  # all that the own run used to reach its goal; the task's budget where it did not
     reference_reached: bool
     budget_examples: int  # of the task: the most that a trial may use
     cadence_examples: int

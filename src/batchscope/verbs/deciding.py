@@ -127,13 +127,9 @@ class Decision:
     # --- the runs ---
 
     def _reference(self, executor: Executor) -> None:
-        """The task's own point: the unit of the budget, and the first thing known of the surface.
-
-        Its price is not known before it is run: a budget below 1 counts shares of the task's own budget.
-        """
-        data, question = self.data, self.data.question
-        limit = data.budget_examples
-        cap = max(1, math.floor(question.budget * limit) - data.own_batch_size) if question.budget < 1 else None
+        """The task's own point: the unit of the budget, and the first thing known of the surface."""
+        data = self.data
+        cap = self._share() if data.question.budget < 1 else None
         stop = self._stop(data.own_batch_size, cap)
         spec = TrialSpec(self._arm((data.own_batch_size, data.own_learning_rate)), self._seeds(1)[0], stop)
         self._run(executor, "reference", [spec], watch=True)
@@ -145,15 +141,35 @@ class Decision:
                 f"task {self.task.name!r}: expected its own point (lr={self.task.lr}, "
                 f"batch_size={self.task.batch_size}) to train, it failed: {record.result.reason}"
             )
-        if by_loss(data):
-            price, reached = float(stop.budget_examples), True
-        else:
-            price = tried.reached if tried.reached is not None else float(limit)
+        reached = reached or by_loss(data)
         self.data = dataclasses.replace(
-            self.data, reference_examples=price, reference_reached=reached, noise=record.result.noise_scale
+            self.data,
+            reference_examples=self._unit(reached),
+            reference_reached=reached,
+            noise=record.result.noise_scale,
         )
         if data.goal is None and not reached:
             self._open_goal(record)
+
+    def _share(self) -> int:
+        """Examples after which the own run is cut off, where the budget does not hold a whole one."""
+        data = self.data
+        least = data.cadence_examples + data.own_batch_size
+        cap = math.floor(data.question.budget * data.budget_examples) - data.own_batch_size
+        if cap < data.cadence_examples:
+            raise CannotAnswer(
+                f"task {self.task.name!r}: expected a budget that holds a run to its first evaluation, "
+                f"{least / data.budget_examples:.2g} or more, got {data.question.budget:g}: raise --budget"
+            )
+        return cap
+
+    def _unit(self, reached: bool) -> float:
+        """Examples of a reference run: all that the own run used, to the end of the evaluations that confirmed it.
+
+        The task's whole budget where it did not reach, and below one reference run, whose price is not known before.
+        """
+        whole = self.data.question.budget < 1 or not reached
+        return float(self.data.budget_examples if whole else self.data.trials[0].examples)
 
     def _open_goal(self, record: TrialRecord) -> None:
         """A goal that was left open becomes what the own point reached."""
@@ -167,9 +183,8 @@ class Decision:
         self.data = dataclasses.replace(self.data, goal=level)
         self.hear("note", {"text": f"the goal was left open: {level}, which the task's own point reaches"})
         self._reread()
-        reached = self.data.trials[0].reached
-        if reached is not None:
-            self.data = dataclasses.replace(self.data, reference_examples=reached, reference_reached=True)
+        if self.data.trials[0].reached is not None:
+            self.data = dataclasses.replace(self.data, reference_examples=self._unit(True), reference_reached=True)
 
     def _search(self, executor: Executor) -> str:
         """Run what is worth it, AT_ONCE at a time; returns why it ended."""

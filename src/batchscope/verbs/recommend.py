@@ -63,8 +63,9 @@ def recommend(
 
     Args:
         task: a reference, run by worker processes; or a `Task` object, run in this process.
-        budget: most that is spent on training, in reference runs (the task's own point until its goal), never passed.
-            Below 3 no further run to the goal is made: throughput and noise scale answer, in ratios.
+        budget: most that is spent on training, never passed, in reference runs: what the task's own point takes until
+            its goal has held. Below 3 no further run to the goal is made: throughput and noise scale answer, in
+            ratios. Below 1 it counts shares of the task's own budget, since no whole run is made.
         objective: what is made least: "time", "cost", "examples" or "energy".
         price: of a device for an hour; costs are in device hours without it.
         memory_limit: bytes, as in `profile`.
@@ -131,6 +132,8 @@ def _question(
         raise UsageError(
             f"expected no --objective beside --best-in, got {objective!r}: the lowest validation loss is the objective"
         )
+    if budget < 1 and (best_in_seconds is not None or best_in_examples is not None):
+        raise UsageError(f"expected a budget of at least 1 run with --best-in, got {budget!r}: write --budget 10")
     objective = "examples" if best_in_examples is not None else objective
     return AdviceQuestion(
         float(budget), objective, price, memory_limit, devices, seed, best_in_seconds, best_in_examples
