@@ -27,6 +27,7 @@ ITEMS = {
     "noisy_quadratic": ["noisy_quadratic.py", "--check", "--save"],
     "kill_storm": ["kill_storm.py", "--check", "--out", str(HERE / "results" / "kill_storm.json")],
     "advice_calibration": ["advice_calibration.py", "--check", "--save"],
+    "hard_advice": ["hard_advice.py", "--check", "--save"],
     "real_studies": ["real_studies.py", "--check", "--save"],
 }
 

@@ -36,7 +36,10 @@ OPTIONS = {o.batch_size: o for o in options_of(profile((32, 64, 128), joules=0.0
 
 def view(values: Array, points: tuple[tuple[int, float], ...] = POINTS) -> View:
     """Draws of V, with examples that are one e-fold more."""
-    return View(cast(Posterior, SimpleNamespace(runs=())), points, values + 1.0, values, values.mean(axis=0))
+    weights = np.full(len(points), -1.0)
+    return View(
+        cast(Posterior, SimpleNamespace(runs=())), points, values + 1.0, 0.0 * values, weights, values.mean(axis=0)
+    )
 
 
 def logs(count: int = 2000, seed: int = 0) -> Array:
@@ -123,9 +126,11 @@ TRIALS = (
 )
 
 
-def records(price: float | None = None, absolute: bool = True, loss: bool = False) -> tuple[Candidate, ...]:
+def records(
+    price: float | None = None, absolute: bool = True, loss: bool = False, own_reached: bool = True
+) -> tuple[Candidate, ...]:
     draws = drawn()
-    asked = {"absolute": absolute, "loss": loss}
+    asked = {"absolute": absolute, "loss": loss, "own_reached": own_reached}
     return candidates_of(draws, OPTIONS, TRIALS, devices=1, price=price, own=draws.objective[:, 0], **asked)
 
 
@@ -165,6 +170,29 @@ def test_without_runs_to_the_goal_only_ratios_are_given() -> None:
         assert c.over_own is not None
         assert c.over_own.estimate is not None
         assert c.seconds_per_step.estimate is not None
+
+
+def test_over_an_own_point_that_never_reached_only_an_upper_end_is_known() -> None:
+    for c, known in zip(records(own_reached=False), records(), strict=True):
+        assert c.over_own is not None
+        assert known.over_own is not None
+        assert (c.over_own.estimate, c.over_own.low, c.over_own.high) == (None, None, known.over_own.high)
+        assert c.over_own.censored == 1
+
+
+def test_what_may_be_lost_is_compared_at_a_charge_and_said_without() -> None:
+    """The best of four draws in three is lost for sure in the others: its time is said of the runs that are not."""
+    seen = view(logs())
+    lost = np.zeros_like(seen.lost)
+    lost[::4, 2] = 1.0
+    draws = draws_at(dataclasses.replace(seen, lost=lost), [0, 2, 3], OPTIONS, 10_000, "time")
+    asked = {"absolute": True, "loss": False, "own_reached": True, "price": None, "devices": 1}
+    _, best, other = candidates_of(draws, OPTIONS, TRIALS, own=draws.objective[:, 0], **asked)
+    sure = records()[1]
+    assert best.seconds_to_goal == sure.seconds_to_goal
+    assert best.p_lost == 0.25
+    assert best.p_best == pytest.approx(0.75 * sure.p_best, abs=0.02)
+    assert best.p_best + other.p_best <= 1.0
 
 
 def test_a_loss_is_the_objective_itself() -> None:

@@ -83,7 +83,7 @@ def test_with_batch_norm_parts_are_as_large_as_can_be() -> None:
 
 
 def test_without_seconds_there_is_no_answer() -> None:
-    with pytest.raises(CannotAnswer, match="nothing fits"):
+    with pytest.raises(CannotAnswer, match="no batch fits"):
         options_of(profile(()), TRAIN_SIZE)
     with pytest.raises(CannotAnswer, match="fit"):
         options_of(profile(largest=4), TRAIN_SIZE)

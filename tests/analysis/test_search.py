@@ -18,6 +18,7 @@ from batchscope.analysis.particles import Array
 from batchscope.analysis.search import (
     FAR,
     FIRM,
+    LOST_COST,
     OCTAVES,
     RATES_PER_OCTAVE,
     Setting,
@@ -148,8 +149,15 @@ def test_runs_at_batch_sizes_that_cannot_be_used_teach_but_are_no_points() -> No
 
 def test_the_value_is_examples_times_what_one_costs() -> None:
     weights = np.array([SETTING.log_weights[b] for b, _ in VIEW.points])
-    assert VIEW.values == pytest.approx(VIEW.examples + weights)
+    assert VIEW.values == pytest.approx(VIEW.examples + weights + LOST_COST * VIEW.lost)
     assert VIEW.means[VIEW.best] == VIEW.means.min()
+
+
+def test_what_needs_more_than_the_tasks_budget_is_lost() -> None:
+    over = VIEW.examples > math.log(SETTING.budget_examples)
+    assert over.any()
+    assert VIEW.lost[over].min() == 1.0
+    assert VIEW.lost == pytest.approx(np.where(over, 1.0, VIEW.posterior.lost(VIEW.points)))
 
 
 def test_what_is_far_worse_than_the_best_counts_alike() -> None:
@@ -166,10 +174,12 @@ def test_the_same_runs_ask_for_the_same_next_ones() -> None:
 # --- the next runs ---
 
 
-def test_the_first_two_are_not_the_same_run_twice() -> None:
-    first, second = proposals(SETTING, VIEW, 1e5)
-    assert (first.batch_size, first.learning_rate) != (second.batch_size, second.learning_rate)
-    assert min(first.gain, second.gain) > 0
+def test_a_further_run_is_chosen_as_if_the_ones_before_had_been_made() -> None:
+    """At an edge where runs may be lost one run says little, and a second is worth it, but less; elsewhere they differ."""
+    first, second, *others = proposals(SETTING, VIEW, 1e5, 4)
+    assert first.gain > second.gain > 0
+    points = {(p.batch_size, p.learning_rate) for p in (first, second, *others)}
+    assert len(points) >= 3
 
 
 def test_a_run_ends_where_it_can_no_longer_win() -> None:
@@ -205,7 +215,8 @@ def test_a_run_that_may_be_lost_says_as_little_as_that_is_uncertain(lost: float)
         p=SimpleNamespace(sigma=np.full((400, 1), 0.05)), runs=(), lost=lambda points: np.full((400, 2), lost)
     )
     points = ((32, RATE), (128, RATE))
-    view = View(cast(Posterior, found), points, values + 10.0, values, values.mean(axis=0))
+    weights = np.full(2, -10.0)
+    view = View(cast(Posterior, found), points, values + 10.0, 0.0 * values, weights, values.mean(axis=0))
     s = 0.01 / math.sqrt(0.01 + 0.05**2 + FAR**2 * lost * (1.0 - lost))
     exact = s * stats.norm.pdf(0.05 / s) - 0.05 * stats.norm.cdf(-0.05 / s)
     gains = [p.gain for p in proposals(SETTING, view, 0.0, 1)]
@@ -226,12 +237,13 @@ def flat(spread: float) -> View:
     rng = np.random.default_rng(0)
     shift = np.array([0.0 if point == VIEW.points[VIEW.best] else 1.0 for point in VIEW.points])
     values = VIEW.means[VIEW.best] + shift + spread * rng.standard_normal(VIEW.values.shape)
-    return dataclasses.replace(VIEW, values=values, means=values.mean(axis=0))
+    nothing = np.zeros_like(values)
+    return dataclasses.replace(VIEW, examples=values - VIEW.weights, lost=nothing, means=values.mean(axis=0))
 
 
 def test_a_decision_that_is_firm_asks_for_no_more() -> None:
     assert proposals(SETTING, flat(0.02), 0.0) == []
-    assert proposals(SETTING, flat(1.0), 0.0) != []
+    assert proposals(dataclasses.replace(SETTING, limit_examples=1e9), flat(1.0), 0.0) != []
 
 
 def test_nothing_is_proposed_that_does_not_fit() -> None:
@@ -256,7 +268,7 @@ def test_runs_of_a_given_length_cost_their_length() -> None:
     setting = dataclasses.replace(SETTING, run_examples=lengths)
     runs = [Run(OWN, RATE, math.log(0.4)), Run(128, near(128), math.log(0.38))]
     view = view_of(setting, runs, Prior(OWN, RATE, math.log(0.4), log_weights=SETTING.log_weights), 200)
-    assert np.array_equal(view.values, view.examples)
+    assert view.values == pytest.approx(view.examples + LOST_COST * view.posterior.lost(view.points))
     for k in (0, len(view.points) - 1):
         assert expected(setting, view, k) == lengths[view.points[k][0]] + view.points[k][0]
     assert reserve(setting, view) in {lengths[b] + b for b in (OWN, 128)}

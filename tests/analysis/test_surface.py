@@ -10,9 +10,7 @@ import pytest
 from scipy import stats
 from tests.analysis.made_up_studies import B_CRIT, OWN, RATE, S_MIN, best_rate, examples, near
 
-from batchscope.analysis.particles import Array
 from batchscope.analysis.surface import (
-    DIVERGED_COST,
     DIVERGES_WITHIN,
     LAPSE,
     LENGTH,
@@ -132,12 +130,6 @@ def constant(count: int, runs: Sequence[Run], seed: int = 0) -> Posterior:
 POINTS = [(32, 0.1), (64, 0.2), (256, 0.2), (1024, 0.1)]
 
 
-def cost(d: dict[str, float]) -> Array:
-    """What is charged at POINTS for divergence."""
-    v = np.array([beside(d, *q) for q in POINTS])
-    return DIVERGED_COST * stats.norm.cdf((v - d["diverged"]) / DIVERGES_WITHIN)
-
-
 def test_predictions_are_those_of_the_conditional_normal() -> None:
     """Matheron's rule against  m* + K*(K + s^2)^-1 (y - m)  and  K** - K*(K + s^2)^-1 K*'."""
     count, runs = 20_000, RUNS[:3]
@@ -149,7 +141,7 @@ def test_predictions_are_those_of_the_conditional_normal() -> None:
     rest = np.array([r.log_value - mean(d, *q) for r, q in zip(runs, seen, strict=True)])
     centre = np.array([mean(d, *q) for q in POINTS]) + gain @ rest
     covariance = k[3:, 3:] - gain @ k[:3, 3:]
-    found = posterior.examples(POINTS) - cost(d)
+    found = posterior.examples(POINTS)
     assert np.abs(found.mean(0) - centre).max() < 5 * d["tau"] / math.sqrt(count)
     assert np.abs(np.cov(found.T) - covariance).max() < 5 * d["tau"] ** 2 * math.sqrt(2 / count)
 
@@ -170,14 +162,14 @@ def test_a_bound_is_completed_by_a_truncated_normal_unless_the_run_was_lost() ->
     assert completed.mean() == pytest.approx(centre + above, abs=5 * wide / math.sqrt(count))
     share = d["tau"] ** 2 / wide**2
     expected = [mean(d, *q) + share * above * alike(q, (64, 0.2)) for q in POINTS]
-    found = posterior.examples(POINTS) - cost(d)
+    found = posterior.examples(POINTS)
     assert found.mean(0) == pytest.approx(expected, abs=5 * d["tau"] / math.sqrt(count))
 
 
 def test_without_runs_predictions_are_the_prior() -> None:
     posterior = constant(20_000, ())
     d = one(posterior.p, 0)
-    found = posterior.examples(POINTS) - cost(d)
+    found = posterior.examples(POINTS)
     assert found.mean(0) == pytest.approx([mean(d, *q) for q in POINTS], abs=5 * d["tau"] / math.sqrt(20_000))
     assert found.std(0) == pytest.approx([d["tau"]] * 4, rel=0.05)
 

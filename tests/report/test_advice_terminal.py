@@ -16,7 +16,7 @@ from batchscope.report import words
 from batchscope.report.advice_facts import facts_of
 from batchscope.report.advice_terminal import contents_of, print_advice
 from batchscope.report.advice_words import sentences_of, worded
-from batchscope.report.noise_words import cell
+from batchscope.report.noise_words import ABSENT, cell
 
 
 def printed(result: Advice, **options: Any) -> str:
@@ -71,6 +71,16 @@ def test_tables_and_snippet() -> None:
     assert "Seconds per step" in titles
     assert "lowest loss" in contents_of(best_in())[0].headings
     assert "To train with it" not in printed(not_answered())
+
+
+def test_the_chance_of_being_lost_is_shown_where_there_is_one() -> None:
+    made = advice()
+    assert "lost" not in " ".join((contents_of(made)[0].title, *contents_of(made)[0].headings))
+    first, *others = made.candidates
+    table = contents_of(dataclasses.replace(made, candidates=(dataclasses.replace(first, p_lost=0.25), *others)))[0]
+    rows = [dict(zip(table.headings, row, strict=True)) for row in table.cells]
+    assert [r["P(lost) (%)"] for r in rows] == ["25", *[ABSENT] * len(others)]
+    assert "lost: diverges, or does not get there within the task's budget" in table.title
 
 
 def test_a_run_that_did_not_reach_is_a_bound_and_one_that_diverged_has_no_examples() -> None:

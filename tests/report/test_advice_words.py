@@ -87,6 +87,13 @@ def test_what_it_costs_and_how_sure() -> None:
     assert f"the fastest of the 9 batch sizes compared is {chance(chosen.p_best)}; 64 and 256 may be as good" in said
 
 
+def test_an_own_point_that_did_not_get_there_bounds_the_ratio() -> None:
+    made = advice()
+    bound = Measured(None, None, 0.42, 3, 1, "90 % posterior; the own point did not reach the goal")
+    made = dataclasses.replace(made, chosen=dataclasses.replace(chosen_of(made), over_own=bound))
+    assert "at most 0.42 times as long as the task's own point, if that gets there" in sentences_of(made)[1]
+
+
 def test_doubling_and_halving_are_ratios_of_paired_draws() -> None:
     made = advice()
     said = sentences_of(made)[2]

@@ -27,7 +27,7 @@ from batchscope.analysis.options import Option, draws_of, log_weights, options_o
 from batchscope.analysis.particles import Array
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.rate_curve import rate_curve
-from batchscope.analysis.search import Point, Setting, View, view_of
+from batchscope.analysis.search import LOST_COST, Point, Setting, View, view_of
 from batchscope.analysis.splits import largest_micro_batch
 from batchscope.analysis.surface import NO_NOISE_SCALE, NOISE_SCALE_SD, Parameters, Posterior, Prior, Run
 from batchscope.analysis.target import effective_batch_size
@@ -40,6 +40,7 @@ from batchscope.records import (
     Measured,
     ParetoPoint,
     Spent,
+    Tried,
     Unverified,
     json_safe,
     to_plain,
@@ -85,6 +86,7 @@ def analyse_advice(data: AdviceData) -> Advice:
         devices=data.question.devices,
         price=data.question.price,
         own=_own_values(data, view, draws),
+        own_reached=loss or any(t.reached is not None for t in data.trials if _is_own(data, t)),
         absolute=reached and not weak,
         loss=loss,
     )
@@ -227,7 +229,11 @@ def _own_values(data: AdviceData, view: View, draws: Draws) -> Array:
     index = view.points.index((data.own_batch_size, data.own_learning_rate))
     beside = [b for b, _ in draws.points].index(data.own_batch_size)
     k = view.points.index(draws.points[beside])
-    return view.values[:, index] + draws.objective[:, beside] - view.values[:, k]
+    return view.examples[:, index] + draws.objective[:, beside] - view.examples[:, k]
+
+
+def _is_own(data: AdviceData, trial: Tried) -> bool:
+    return (trial.batch_size, trial.learning_rate) == (data.own_batch_size, data.own_learning_rate)
 
 
 def _critical(data: AdviceData, p: Parameters) -> Measured:
@@ -252,6 +258,7 @@ def _curves(draws: Draws, options: Mapping[int, Option], posterior: Posterior) -
         seconds_per_step=tuple(_three(row) for row in ends),
         draws_log_examples=tuple(tuple(round(float(v), 4) for v in draws.examples[d]) for d in kept),
         draws_log_seconds=tuple(tuple(round(float(v), 4) for v in seconds[d]) for d in kept),
+        draws_log_charge=tuple(tuple(round(LOST_COST * float(v), 3) for v in draws.lost[d]) for d in kept),
     )
 
 

@@ -8,6 +8,8 @@ objective of all candidates, jointly:
     good sizes      those with P(good) > DOUBT: the data do not tell them from the best
 
 Candidates beyond a size that fails are never assumed: each draw carries law, learning rate, misfit and the seconds.
+V is charged for the chance that a run is lost, or needs more than the task's own budget (`search.LOST_COST`). What is
+said of steps, examples, seconds and cost is of runs that are not lost; the chance that one is stands beside (`p_lost`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 
 from batchscope.analysis.options import Option, draws_of
 from batchscope.analysis.particles import Array
-from batchscope.analysis.search import Point, View, typical
+from batchscope.analysis.search import LOST_COST, Point, View, typical
 from batchscope.analysis.target import effective_batch_size
 from batchscope.records import Candidate, Measured, ParetoPoint, Tried
 
@@ -38,8 +40,14 @@ class Draws:
     points: tuple[Point, ...]
     examples: Array
     seconds: Array
-    objective: Array
+    lost: Array  # probability that a run is lost, or does not get to the goal within the task's budget
+    objective: Array  # of runs that are not lost
     effective: Array  # (candidates,) log of the examples per step averaged over an epoch
+
+    @property
+    def values(self) -> Array:
+        """What is compared: the objective, and the charge for being lost."""
+        return self.objective + LOST_COST * self.lost
 
     @property
     def steps(self) -> Array:
@@ -82,9 +90,9 @@ def draws_at(
     median = np.array([math.log(options[b].seconds.estimate or math.nan) for b, _ in points])
     seconds = np.stack([draws_of(options[b].seconds, len(examples), rng) for b, _ in points], axis=1)
     timed = objective in ("time", "cost") and not loss
-    values = view.values[:, list(chosen)] + (seconds - median if timed else 0.0)
+    objective = examples + view.weights[list(chosen)] + (seconds - median if timed else 0.0)
     effective = np.array([math.log(effective_batch_size(train_size, b)) for b, _ in points])
-    return Draws(points, examples, seconds, values, effective)
+    return Draws(points, examples, seconds, view.lost[:, list(chosen)], objective, effective)
 
 
 def chances(values: Array, band: float = BAND) -> tuple[Array, Array]:
@@ -109,15 +117,18 @@ def candidates_of(
     devices: int,
     price: float | None,
     own: Array,
+    own_reached: bool,
     absolute: bool,
     loss: bool,
 ) -> tuple[Candidate, ...]:
     """Every candidate as a record. `own`: (N,) draws of the log objective at the user's own point.
 
+    Where no run there reached (`own_reached`), the ratio to it has an upper end alone: how much longer it takes is not
+    known.
     `absolute` is False where no run to the goal stands behind the values: then only ratios to the own point are given.
     `loss`: the objective is the log of the lowest validation loss, and nothing is known to a goal.
     """
-    best, good = chances(draws.objective, BAND_LOSS if loss else BAND)
+    best, good = chances(draws.values, BAND_LOSS if loss else BAND)
     nothing = Measured(None, None, None, 0, 0, "none: no run to the goal stands behind it")
     found = []
     for c, (size, rate) in enumerate(draws.points):
@@ -154,10 +165,18 @@ def candidates_of(
                 trials=n,
                 reached=reached,
                 extrapolated=not at_size,
-                over_own=measured(draws.objective[:, c] - own, n),
+                over_own=_over(measured(draws.objective[:, c] - own, n), own_reached or not absolute),
+                p_lost=float(draws.lost[:, c].mean()),
             )
         )
     return tuple(found)
+
+
+def _over(ratio: Measured, known: bool) -> Measured:
+    """A ratio to the own point; its upper end alone where that is not known."""
+    if known:
+        return ratio
+    return Measured(None, None, ratio.high, ratio.n, 1, f"{ratio.interval}; the own point did not reach the goal")
 
 
 def pareto_front(

@@ -46,7 +46,7 @@ def options_of(profile: ProfileData, train_size: int, coupled: bool = False, own
     Raises CannotAnswer where no step was timed, or nothing fits.
     """
     if profile.timing is None or not by_size(profile.timing):
-        raise CannotAnswer("expected seconds per step, got none: nothing fits below the memory limit, or raise it")
+        raise CannotAnswer("expected seconds per step, got none: no batch fits, raise --memory-limit or leave it out")
     rows = {r.micro_batch_size: r for r in rows_of(profile.timing)}
     top = 2 ** (train_size.bit_length() - 1)
     largest = max(rows)

@@ -8,7 +8,8 @@ z, so that the least mean is expected to fall by the *knowledge gradient*
     KG_j = min_i mu_i - E_z min_i (mu_i + z C_ij / sqrt(C_jj + sigma^2))
 
 (Frazier, Powell & Dayanik, INFORMS J. Comput. 21 (2009)). The run with the most of it per example spent comes next; no
-more runs once the most is below FIRM. A run ends where it can no longer win: at MARGIN times the best mean.
+more runs once the most is below FIRM. A run ends where it can no longer win: at MARGIN times the best mean. Where a run
+would be lost, or would need more than the task's own budget, V is charged LOST_COST on top, times the chance of it.
 
 Pure numbers: no clock is read and nothing is drawn but by the seed, so that the same runs ask for the same next ones.
 """
@@ -29,6 +30,7 @@ MARGIN = 1.5  # times the best mean: beyond, a run has shown all that the decisi
 RATES_PER_OCTAVE = 2  # learning rates that are tried: powers of sqrt(2) of the user's own
 OCTAVES = 2.5  # on either side of the best known learning rate
 FAR = 1.0  # of log: all points that are so much worse than the best count alike; a lost run is noticed (a guess)
+LOST_COST = math.log(100.0)  # what is charged for a run that does not get to the goal (a guess; means count FAR of it)
 DRAWS = 800
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
@@ -70,9 +72,15 @@ class View:
 
     posterior: Posterior
     points: tuple[Point, ...]
-    examples: Array  # log E
-    values: Array  # V
+    examples: Array  # log E, or log of the loss; of runs that are not lost
+    lost: Array  # probability of being lost, or of not getting to the goal within the task's budget
+    weights: Array  # (points,) log w; 0 for losses
     means: Array
+
+    @property
+    def values(self) -> Array:
+        """V, the charge for being lost included."""
+        return self.examples + self.weights + LOST_COST * self.lost
 
     @property
     def best(self) -> int:
@@ -86,12 +94,12 @@ def view_of(setting: Setting, runs: Sequence[Run], prior: Prior, draws: int = DR
     own = (setting.own_batch_size, setting.own_learning_rate)
     run = {(r.batch_size, r.learning_rate) for r in runs} | {own}
     points = tuple(sorted({*_grid(setting, posterior), *(point for point in run if point[0] in setting.log_weights)}))
-    examples = posterior.examples(points)
+    examples, lost, weights = posterior.examples(points), posterior.lost(points), np.zeros(len(points))
     if setting.run_examples is None:
-        values = examples + np.array([setting.log_weights[b] for b, _ in points])
-    else:
-        values = examples
-    return View(posterior, points, examples, values, typical(values))
+        weights = np.array([setting.log_weights[b] for b, _ in points])
+        lost = np.where(examples > math.log(setting.budget_examples), 1.0, lost)
+    values = examples + weights + LOST_COST * lost
+    return View(posterior, points, examples, lost, weights, typical(values))
 
 
 def typical(values: Array) -> Array:
@@ -192,21 +200,24 @@ def _caps(setting: Setting, view: View) -> Array:
     """Examples after which a run at each point has a value beyond MARGIN times the best's, or has confirmed it."""
     if setting.run_examples is not None:
         return np.array([float(setting.run_examples[b]) for b, _ in view.points])
-    weights, gap = view.values[0] - view.examples[0], _between(setting, _sizes(view))
-    cap = np.exp(view.means[view.best] + math.log(MARGIN) - weights) + CONFIRMATIONS * gap
+    gap = _between(setting, _sizes(view))
+    cap = np.exp(view.means[view.best] + math.log(MARGIN) - view.weights) + CONFIRMATIONS * gap
     return np.minimum(np.ceil(np.maximum(cap, LEAST_EVALUATIONS * gap)), setting.budget_examples)
 
 
 def _values_at(setting: Setting, view: View, caps: Array) -> Array:
     """V of the latest crossing that a run which ends at its cap can confirm."""
     gap = _between(setting, _sizes(view))
-    return np.log(np.maximum(caps - CONFIRMATIONS * gap, gap)) + view.values[0] - view.examples[0]
+    return np.log(np.maximum(caps - CONFIRMATIONS * gap, gap)) + view.weights
 
 
 def _noise(view: View) -> Array:
-    """(points,) variance of one run: its seed's, and that of being lost or not, which counts as FAR."""
+    """(points,) variance of one run: its seed's, and that of being lost or not, which counts as FAR.
+
+    The seeds' is a typical one: while few runs are known, its mean is that of the prior's far tail.
+    """
     lost = np.mean(view.posterior.lost(view.points), axis=0)
-    return float(np.mean(view.posterior.p.sigma**2)) + FAR**2 * lost * (1.0 - lost)
+    return float(np.median(view.posterior.p.sigma)) ** 2 + FAR**2 * lost * (1.0 - lost)
 
 
 def _costs(setting: Setting, view: View, caps: Array) -> Array:

@@ -105,6 +105,7 @@ class Candidate:
     reached: int  # of them
     extrapolated: bool  # no run reached the goal at this batch size
     over_own: Measured | None = None  # the objective over that of the user's own point: a ratio
+    p_lost: float = 0.0  # that a run there diverges, or does not get to the goal within the task's budget
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Curves:
 
     `draws_log_examples[d][c]`: log examples to goal of candidate c in draw d; draws are equally likely, and a draw's
     values belong together. `draws_log_seconds[d][t]`: log seconds per step at `sizes_timed[t]`, independent of them.
+    `draws_log_charge[d][c]`: what a comparison adds for the chance that a run of the candidate is lost.
     """
 
     batch_sizes: tuple[float, ...]  # a fine grid over the candidates
@@ -137,6 +139,7 @@ class Curves:
     seconds_per_step: tuple[tuple[float, float, float], ...]  # at sizes_timed, in the fastest split that fits
     draws_log_examples: tuple[tuple[float, ...], ...] = ()
     draws_log_seconds: tuple[tuple[float, ...], ...] = ()
+    draws_log_charge: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)

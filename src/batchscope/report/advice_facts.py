@@ -20,6 +20,7 @@ from batchscope.report.words import count, goal_of, list_of, number, plain, seco
 ROLES = {"reference": "the task's own point", "search": "search", "verification": "verification, fresh seed"}
 OUTCOMES = {"reached": "reached", "not_reached": "not reached", "diverged": "diverged", "failed": "failed"}
 MS = 1e3  # milliseconds per second
+LEAST_LOST = 0.005  # probability of being lost that is worth saying
 OBJECTIVE_WORDS = {
     "time": "the least time",
     "cost": "the least cost",
@@ -55,6 +56,7 @@ def decision_columns(advice: Advice, dash: str = "-") -> list[Column]:
         Column("split", split_cell),
         Column("P(best) (%)", lambda c: percent(c.p_best)),
         Column("P(good) (%)", lambda c: percent(c.p_good)),
+        Column("P(lost) (%)", lambda c: percent(c.p_lost) if c.p_lost >= LEAST_LOST else ABSENT),
         Column("lowest loss", lambda c: cell(c.lowest_loss, dash)),
         Column("seconds to goal", lambda c: cell(c.seconds_to_goal, dash)),
         Column("runs", lambda c: f"{c.trials}" if by_loss(advice) else f"{c.reached}/{c.trials}"),
@@ -102,6 +104,8 @@ def decision_table(advice: Advice, dash: str = "-") -> Table:
     if chosen is None and easier is not None:
         marked = f" and by {goal_of(easier)}, which is not the goal"
     title = f"Batch sizes compared, each at the learning rate that suits it{marked}; good: within 5 % of the best"
+    if any(c.p_lost >= LEAST_LOST for c in advice.candidates):
+        title += "; lost: diverges, or does not get there within the task's budget"
     return candidates_table(advice, decision_columns(advice, dash), title)
 
 

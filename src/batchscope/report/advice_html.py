@@ -246,5 +246,6 @@ def controls_of(advice: Advice) -> dict[str, Any] | None:
         ],
         "timed": list(curves.sizes_timed),
         "logExamples": [[round(v, 4) for v in row] for row in curves.draws_log_examples[kept]],
+        "logCharge": [[round(v, 3) for v in row] for row in curves.draws_log_charge[kept]],
         "logSeconds": [[round(v, 4) for v in row] for row in curves.draws_log_seconds[seconds]],
     }

@@ -17,6 +17,7 @@ from batchscope.report.advice_numbers import (
     allowance,
     by_loss,
     chance,
+    decimals,
     goal_in,
     lasting,
     rate,
@@ -124,8 +125,10 @@ def extra_of(advice: Advice, chosen: Candidate) -> list[str]:
 def own_words(advice: Advice, chosen: Candidate, named: str = "") -> str:
     """How it compares with where the user trains today; empty where it is the same point, or nothing is known."""
     m = chosen.over_own
-    if m is None or m.estimate is None or is_own(advice, chosen):
+    if m is None or is_own(advice, chosen) or (m.estimate is None and m.high is None):
         return ""
+    if m.estimate is None:  # the own point did not get there
+        return f"at most {decimals(m.high)} times {aim_of(advice).ratio} as the task's own point, if that gets there"
     return times(m, f"{aim_of(advice).ratio} as the task's own point", named)
 
 

@@ -23,6 +23,7 @@ FIRST_RATES = sum(map(len, ROUNDS))  # learning rates of every batch size before
 MOST_RATES = FIRST_RATES + 2 * MOST_EXTENSIONS
 TUNING_SEED = 900  # added to the study's seed block: seeds that choose are never reported
 SEED_BLOCK = 1000  # seeds of one study seed; studies with different seeds share none
+TUNING_SEEDS = SEED_BLOCK - TUNING_SEED  # that a study seed has
 
 
 def default_batch_sizes(train_size: int) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from batchscope.store.base import Store
 from batchscope.sweep.executors.base import Executor
 from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import TaskReference
-from batchscope.sweep.plan import default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
+from batchscope.sweep.plan import TUNING_SEEDS, default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
 from batchscope.sweep.runner import Listener, Runner
 from batchscope.task import Task
 from batchscope.training.seeding import seed_everything
@@ -203,11 +203,16 @@ class Decision:
             self._run(executor, "search", specs)
 
     def _next(self, point: Point, cap: int | None, beside: Sequence[TrialSpec] = ()) -> TrialSpec:
-        """A run of the search at this point, with the first seed that it has not had."""
-        seen = sum((t.batch_size, t.learning_rate) == point for t in self.data.trials)
-        seen += sum((s.arm.batch_size, s.arm.learning_rate) == point for s in beside)
-        seed = tuning_seeds_of(self.data.question.seed, seen + 1)[-1]
-        return TrialSpec(self._arm(point), seed, self._stop(point[0], cap))
+        """A run of the search at this point, with a seed that no run has had.
+
+        Runs that share a seed share its luck at every point: their mean would be no surer than one of them.
+        """
+        made = [(t.seed, (t.batch_size, t.learning_rate)) for t in self.data.trials]
+        made += [(s.seed, (s.arm.batch_size, s.arm.learning_rate)) for s in beside]
+        seeds = tuning_seeds_of(self.data.question.seed, TUNING_SEEDS)
+        unused = [seed for seed in seeds if all(seed != used for used, _ in made)]
+        here = [seed for seed in seeds if (seed, point) not in made]
+        return TrialSpec(self._arm(point), (unused or here)[0], self._stop(point[0], cap))
 
     def _unreached(self, setting: Setting, view: View) -> Point | None:
         """While nothing has reached the goal: the best point that was not given a whole run, if there is room for one.
@@ -270,7 +275,7 @@ class Decision:
         done = {(t.batch_size, t.learning_rate) for t in self.data.trials if t.role == "verification"}
         if view.points[best] not in done:
             return best
-        low, high = np.quantile(view.values[:, best], (0.05, 0.95))
+        low, high = np.quantile(view.examples[:, best], (0.05, 0.95))
         return best if high - low > math.log(WIDE) and not by_loss(self.data) else None
 
     def _run(self, executor: Executor, role: str, specs: Sequence[TrialSpec], watch: bool = False) -> None:

@@ -39,13 +39,15 @@ const decide = (data, devices, price, objective) => {
       : option.time.map((t) => t + (objective === "cost" ? money : 0));
     option.seconds = ends(option.time);
     option.cost = option.seconds.map((s) => s * Math.exp(money));
-    option.mean = option.values.reduce((sum, v) => sum + v, 0) / option.values.length;
+    // What is compared is charged for the chance that a run is lost; what is said of times is of runs that are not.
+    option.compared = option.values.map((v, d) => v + (data.logCharge[d] ? data.logCharge[d][option.index] : 0));
+    option.mean = option.compared.reduce((sum, v) => sum + v, 0) / option.compared.length;
     option.pBest = option.pGood = 0;
   }
   data.logExamples.forEach((_, d) => {
-    const least = Math.min(...options.map((o) => o.values[d]));
-    options.find((o) => o.values[d] === least).pBest += 1 / data.logExamples.length;
-    for (const o of options) if (o.values[d] <= least + Math.log1p(data.band)) o.pGood += 1 / data.logExamples.length;
+    const least = Math.min(...options.map((o) => o.compared[d]));
+    options.find((o) => o.compared[d] === least).pBest += 1 / data.logExamples.length;
+    for (const o of options) if (o.compared[d] <= least + Math.log1p(data.band)) o.pGood += 1 / data.logExamples.length;
   });
   for (const option of options) option.interval = ends(option.values);
   const best = options.reduce((a, b) => (b.mean < a.mean ? b : a), options[0]);
@@ -214,7 +216,7 @@ const control = (data) => {
       : decide(data, 1, paid, objective.value).options.find((o) => o.size === alone);
     sentencesOf(data, found, reference, devices, paid, objective.value).forEach(say);
     const unit = unitOf(found.best.seconds[1]);
-    const scale = reference ? Math.exp(reference.mean) : objective.value === "time" ? unit[2] : 1;
+    const scale = reference ? reference.interval[1] : objective.value === "time" ? unit[2] : 1;
     const titles = { time: `${LONG[unit[1]]} to goal`, cost: paid ? "cost" : "device hours", examples: "examples to goal" };
     drawn(get("moved-figure"), data, found, scale, reference ? `${RATIOS[objective.value]} (ratio)` : titles[objective.value]);
   };
