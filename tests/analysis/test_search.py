@@ -175,7 +175,7 @@ def test_the_same_runs_ask_for_the_same_next_ones() -> None:
 
 
 def test_a_further_run_is_chosen_as_if_the_ones_before_had_been_made() -> None:
-    """At an edge where runs may be lost one run says little, and a second is worth it, but less; elsewhere they differ."""
+    """At an edge where runs may be lost one run says little: a second is worth it, but less. Others lie elsewhere."""
     first, second, *others = proposals(SETTING, VIEW, 1e5, 4)
     assert first.gain > second.gain > 0
     points = {(p.batch_size, p.learning_rate) for p in (first, second, *others)}
