@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-import oracle
+import oracle_table as oracle
 from batchscope.analysis.target import crossing
 from batchscope.records import (
     Advice,

@@ -26,7 +26,7 @@ def oracle() -> Any:
     folder = str(Path(__file__).parents[1] / "benchmarks")
     sys.path.insert(0, folder)
     try:
-        return importlib.import_module("oracle")
+        return importlib.import_module("oracle_table")
     finally:
         sys.path.remove(folder)
 
