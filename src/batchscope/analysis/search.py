@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from batchscope.analysis.particles import Array
 from batchscope.analysis.surface import Posterior, Prior, Run, fit_surface
@@ -165,7 +166,10 @@ def knowledge_gradients(means: Array, covariance: Array, noise: float | Array, c
 
 
 def reserve(setting: Setting, view: View) -> float:
-    """Examples set aside for running the best point that reached the goal once more to it; 0 while none did."""
+    """Examples set aside for running the best point that reached the goal once more to it; 0 while none did.
+
+    What one seed needs: the error of the mean over seeds, and a seed's own spread.
+    """
     reached = {(r.batch_size, r.learning_rate) for r in view.posterior.runs if not r.censored and not r.diverged}
     known = [k for k, point in enumerate(view.points) if point in reached]
     if not known:
@@ -174,7 +178,8 @@ def reserve(setting: Setting, view: View) -> float:
     size = view.points[best][0]
     if setting.run_examples is not None:
         return float(setting.run_examples[size] + size)
-    most = float(np.exp(np.quantile(view.examples[:, best], RESERVED)))
+    logs, sigma = view.examples[:, best], float(np.median(view.posterior.p.sigma))
+    most = math.exp(float(logs.mean()) + special.ndtri(RESERVED) * math.hypot(float(logs.std()), sigma))
     return min(most + CONFIRMATIONS * float(_between(setting, size)), setting.budget_examples) + size
 
 
