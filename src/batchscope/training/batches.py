@@ -35,6 +35,7 @@ from batchscope.training.seeding import drawing_from, mix, permutation, seed_hos
 IGNORED_TARGET = -100  # torch.nn.functional.cross_entropy's default ignore_index
 CHUNK_BYTES = 1 << 20  # gathered at once by TensorSource: about a core's second-level cache (a guess)
 EVALUATION_BATCH = 1024  # examples per forward pass of an evaluation; the same for every trial
+Part = Callable[[int], slice]
 ALIGNMENT = 64  # bytes: c10's gAlignment, where every tensor that torch allocates on the CPU begins (CUDA: 512)
 
 
@@ -51,13 +52,24 @@ class Source(Protocol):
 class TensorSource:
     """Tensors kept on the device. Batches of an epoch are gathered a cache-sized chunk at a time, then sliced."""
 
-    def __init__(self, tensors: tuple[torch.Tensor, ...], seed: int, device: torch.device) -> None:
+    def __init__(
+        self, tensors: tuple[torch.Tensor, ...], seed: int, device: torch.device, part: Part | None = None
+    ) -> None:
         self.tensors = tuple(t.to(device) for t in tensors)
-        self.size, self.seed, self.device = len(tensors[0]), seed, device
+        self.size, self.seed, self.device, self.part = len(tensors[0]), seed, device, part
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Tuples of tensors; each is a view into a gathered chunk."""
         order = permutation(self.seed, epoch, self.size).to(self.device)[start * batch_size :]
+        if self.part is None:
+            return self._gathered(order, batch_size)
+        whole, own = len(order) - len(order) % batch_size, self.part(batch_size)
+        rest = order[whole:]
+        batches = self._gathered(order[:whole].view(-1, batch_size)[:, own].reshape(-1), own.stop - own.start)
+        short = rest[self.part(len(rest))]
+        return itertools.chain(batches, [tuple(t[short] for t in self.tensors)] if len(rest) else [])
+
+    def _gathered(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
         return zip(*(_cut(t, order, batch_size) for t in self.tensors), strict=True)
 
 
@@ -87,6 +99,8 @@ class _SeededBatches(Dataset):
 
     def __getitem__(self, index: tuple[int, list[int]]) -> Batch:
         epoch, indices = index
+        if not indices:  # a replica's part of a batch with fewer examples than there are replicas
+            return None
         items = []
         with drawing_from(0):
             for i in indices:
@@ -98,14 +112,18 @@ class _SeededBatches(Dataset):
 class DatasetSource:
     """A map-style Dataset through a DataLoader; random augmentation is a function of (seed, epoch, index)."""
 
-    def __init__(self, task: Task, seed: int, device: torch.device, engine: Engine = PLAIN) -> None:
+    def __init__(
+        self, task: Task, seed: int, device: torch.device, engine: Engine = PLAIN, part: Part | None = None
+    ) -> None:
         self.task, self.device, self.seed, self.prefetched = task, device, seed, engine.prefetched
+        self.part = part or (lambda examples: slice(0, examples))
         self.batches, self.size = _SeededBatches(task, task.train, seed), data_size(task.train)
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Collated batches, moved to the device."""
         order = permutation(self.seed, epoch, self.size).tolist()
-        keys = [(epoch, order[i : i + batch_size]) for i in range(start * batch_size, self.size, batch_size)]
+        batches = [order[i : i + batch_size] for i in range(start * batch_size, self.size, batch_size)]
+        keys = [(epoch, batch[self.part(len(batch))]) for batch in batches]
         yield from _load(self.batches, keys, self.task, self.device, self.prefetched)
 
 
@@ -130,21 +148,33 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def make_source(task: Task, seed: int, device: torch.device, engine: Engine = PLAIN) -> Source:
-    """The source for a task's training data: on the device where tensors fit into half of its free memory."""
+def make_source(
+    task: Task, seed: int, device: torch.device, engine: Engine = PLAIN, part: Part | None = None
+) -> Source:
+    """The source for a task's training data: on the device where tensors fit into half of its free memory.
+
+    `part`: which examples of a batch of so many are wanted, where several replicas share it; batch sizes are global.
+    """
     if not isinstance(task.train, (tuple, list)):
-        return DatasetSource(task, seed, device, engine)
+        return DatasetSource(task, seed, device, engine, part)
     tensors = tuple(task.train)
     if device.type == "cuda" and sum(t.nbytes for t in tensors) > torch.cuda.mem_get_info(device)[0] // 2:
-        return _HostTensors(tensors, seed, device, engine)
-    return TensorSource(tensors, seed, device)
+        return _HostTensors(tensors, seed, device, engine, part)
+    return TensorSource(tensors, seed, device, part)
 
 
 class _HostTensors(TensorSource):
     """Tensors that do not fit on the device: gathered on the host, sent batch by batch."""
 
-    def __init__(self, tensors: tuple[torch.Tensor, ...], seed: int, device: torch.device, engine: Engine) -> None:
-        super().__init__(tensors, seed, torch.device("cpu"))
+    def __init__(
+        self,
+        tensors: tuple[torch.Tensor, ...],
+        seed: int,
+        device: torch.device,
+        engine: Engine,
+        part: Part | None = None,
+    ) -> None:
+        super().__init__(tensors, seed, torch.device("cpu"), part)
         self.target, self.prefetched = device, engine.prefetched
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:

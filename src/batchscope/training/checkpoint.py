@@ -24,6 +24,7 @@ import torch
 from batchscope.errors import StoreError
 from batchscope.records import Evaluation, TrialSpec, from_plain, to_plain
 from batchscope.training.device import is_out_of_memory
+from batchscope.training.distributed import Replicas
 from batchscope.training.seeding import rng_state, set_rng_state
 
 
@@ -46,12 +47,18 @@ class Checkpoint:
         self.path, self.seconds = Path(path), seconds
         self._written = time.monotonic()
 
-    def due(self) -> bool:
-        """Whether enough time has passed since the last one."""
-        return time.monotonic() - self._written >= self.seconds
+    def due(self, replicas: Replicas | None = None) -> bool:
+        """Whether enough time has passed since the last one; with replicas, by the clock of rank 0."""
+        due = time.monotonic() - self._written >= self.seconds
+        return due if replicas is None else replicas.from_lead(due)
 
-    def save(self, spec: TrialSpec, position: Position, parts: dict[str, Any]) -> None:
-        """Write everything; `parts` are named objects with a `state_dict`."""
+    def save(
+        self, spec: TrialSpec, position: Position, parts: dict[str, Any], replicas: Replicas | None = None
+    ) -> None:
+        """Write everything; `parts` are named objects with a `state_dict`. With replicas all call it, rank 0 writes."""
+        streams = [rng_state()] if replicas is None else replicas.at_lead(rng_state())
+        if streams is None:
+            return
         state = {
             "key": spec.key(),
             "position": [position.step, position.examples, position.epoch, position.batch],
@@ -59,7 +66,7 @@ class Checkpoint:
             "best_state": position.best_state,
             "parts": {name: _plain(part.state_dict()) for name, part in parts.items()},
             "buffers": _buffers(parts),
-            "rng": rng_state(),
+            "rng": streams,
         }
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -77,25 +84,36 @@ class Checkpoint:
             ) from error
         self._written = time.monotonic()
 
-    def load(self, spec: TrialSpec, parts: dict[str, Any]) -> Position | None:
-        """Restore `parts` and the generators; None where there is no usable checkpoint of this trial."""
-        if not self.path.exists():
-            return None
-        try:
-            state = torch.load(self.path, weights_only=True, map_location="cpu")
-        except Exception:  # a damaged file can make the unpickler fail in any way
-            return None
-        if not isinstance(state, dict) or state.get("key") != spec.key():
+    def load(self, spec: TrialSpec, parts: dict[str, Any], replicas: Replicas | None = None) -> Position | None:
+        """Restore `parts` and the generators; None where there is no usable checkpoint of this trial.
+
+        With replicas all call it: rank 0 reads, and the others get what it read.
+        """
+        state = self._read(spec) if replicas is None or replicas.leads else None
+        if replicas is not None:
+            state = replicas.from_lead(state)
+        if state is None:
             return None
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         for name, saved in state["buffers"].items():
             for key, buffer in _buffers(parts)[name].items():
                 buffer.copy_(saved[key])
-        set_rng_state(state["rng"])
+        set_rng_state(state["rng"][replicas.rank if replicas is not None else 0])
         step, examples, epoch, batch = state["position"]
         trace = [from_plain(Evaluation, line) for line in json.loads(state["trace"])]
         return Position(step, examples, epoch, batch, trace, state["best_state"])
+
+    def _read(self, spec: TrialSpec) -> dict[str, Any] | None:
+        """The file's content; None where there is none that can be used."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception:  # a damaged file can make the unpickler fail in any way
+            return None
+        usable = isinstance(state, dict) and state.get("key") == spec.key() and isinstance(state.get("rng"), list)
+        return state if usable else None
 
     def remove(self) -> None:
         """Delete the file, and what a kill left of unfinished ones: the trial is finished and stored."""

@@ -24,9 +24,10 @@ from batchscope.task import Batch, Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
 from batchscope.training.device import is_out_of_memory
+from batchscope.training.distributed import Replicas
 from batchscope.training.engine import PLAIN
-from batchscope.training.seeding import seed_everything
-from batchscope.training.step import evaluate, make_model, make_step
+from batchscope.training.seeding import seed_everything, seed_rank
+from batchscope.training.step import SharedStep, evaluate, make_model, make_shared_step, make_step
 
 Crossed = Callable[[Sequence[Evaluation], Goal], bool]
 Watch = Callable[[torch.nn.Module, torch.optim.Optimizer], Callable[[Batch], None]]
@@ -59,6 +60,7 @@ def train(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     engine: Engine = PLAIN,
     watch: Watch | None = None,
+    replicas: Replicas | None = None,
 ) -> TrialResult:
     """Train one trial to its end, from its checkpoint where there is one.
 
@@ -69,13 +71,16 @@ def train(
         engine: how steps are computed; the same for a trial's whole life, its checkpoints included.
         watch: (model, optimizer) -> what is called with each batch when its gradient is complete, before clipping. It
             must leave weights, gradients and generators as they are; with a graphed engine it is not called.
+        replicas: this process among those that train the trial together; all of them call this, with the same spec.
+            Rank 0 evaluates, writes the checkpoint and reports; the others get the same trace. Not with `watch`.
 
     Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text.
     """
     started = time.monotonic()
     position = Position()
     try:
-        trial = _Trial(task, spec, position, device, evaluator or Evaluator(task, device), engine, crossed, watch)
+        evaluator = evaluator or Evaluator(task, device)
+        trial = _Trial(task, spec, position, device, evaluator, engine, crossed, watch, replicas)
         ended_by = trial.run(checkpoint, on_evaluation)
         initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
     except BatchscopeError:
@@ -113,27 +118,28 @@ class _Trial:
         engine: Engine,
         crossed: Crossed | None,
         watch: Watch | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         self.task, self.spec, self.position, self.evaluator, self.crossed = task, spec, position, evaluator, crossed
-        arm = spec.arm
+        self.replicas, arm = replicas, spec.arm
         seed_everything(spec.seed)
         self.model = make_model(task, device, engine)
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.initial = [p.detach().clone() for p in self.weights]
         optimizer = task.optimizer(self.model, arm.learning_rate)
-        self.source = make_source(task, spec.seed, device, engine)
+        part = replicas.part if replicas is not None else None
+        self.source = make_source(task, spec.seed, device, engine, part=part)
         horizon = steps_within(spec.stop.budget_examples, self.source.size, arm.batch_size)
         self.scheduler = task.schedule(optimizer, horizon) if task.schedule is not None else None
-        self.step = make_step(
-            task,
-            self.model,
-            optimizer,
-            micro_batch_size=arm.micro_batch_size,
-            precision=arm.precision,
-            engine=engine,
-            batch_size=min(arm.batch_size, self.source.size),
-            watch=watch(self.model, optimizer) if watch is not None else None,
-        )
+        how = {"micro_batch_size": arm.micro_batch_size, "precision": arm.precision, "engine": engine}
+        if replicas is None:
+            whole = min(arm.batch_size, self.source.size)
+            hears = watch(self.model, optimizer) if watch is not None else None
+            alone = make_step(task, self.model, optimizer, batch_size=whole, watch=hears, **how)
+            self.step: SharedStep = lambda batch, whole: alone(batch)
+        else:
+            self.step = make_shared_step(task, self.model, optimizer, replicas, **how)
+            seed_rank(spec.seed, replicas.rank)
         self.parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer}
         if self.scheduler is not None:
             self.parts["scheduler"] = self.scheduler
@@ -142,17 +148,18 @@ class _Trial:
         """Train from the checkpoint, or from the start, to the end; advances the position. Returns why it ended."""
         position, source, batch_size, stop = self.position, self.source, self.spec.arm.batch_size, self.spec.stop
         step, scheduler, weights = self.step, self.scheduler, self.weights
-        if checkpoint is not None and (resumed := checkpoint.load(self.spec, self.parts)) is not None:
+        if checkpoint is not None and (resumed := checkpoint.load(self.spec, self.parts, self.replicas)) is not None:
             position.__dict__.update(resumed.__dict__)
         ended_by = self.why_ended() if position.trace else self.look(math.nan, on_evaluation)
         last = min(stop.budget_examples, stop.cap_examples or stop.budget_examples)
         next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
         while ended_by is None:
             for batch in source.epoch(position.epoch, batch_size, position.batch):
-                examples = position.examples + min(batch_size, source.size - position.batch * batch_size)
+                whole = min(batch_size, source.size - position.batch * batch_size)
+                examples = position.examples + whole
                 looking = examples >= min(next_look, last)
                 before = [p.detach().clone() for p in weights] if looking else None
-                step(batch)
+                step(batch, whole)
                 if scheduler is not None:
                     scheduler.step()
                 position.step += 1
@@ -163,29 +170,37 @@ class _Trial:
                     next_look = (examples // stop.cadence_examples + 1) * stop.cadence_examples
                     if ended_by is not None:
                         break
-                    if checkpoint is not None and checkpoint.due():
-                        checkpoint.save(self.spec, position, self.parts)
+                    if checkpoint is not None and checkpoint.due(self.replicas):
+                        checkpoint.save(self.spec, position, self.parts, self.replicas)
             else:
                 position.epoch, position.batch = position.epoch + 1, 0
         return ended_by
 
     def look(self, update_norm: float, on_evaluation: Callable[[Evaluation], None] | None) -> str | None:
         """Evaluate, add a line to the trace, and say why the trial ends here, if it does."""
-        position, evaluator, precision = self.position, self.evaluator, self.spec.arm.precision
-        line = Evaluation(
-            step=position.step,
-            examples=position.examples,
-            train=evaluate(self.task, self.model, evaluator.train, precision),
-            validation=evaluate(self.task, self.model, evaluator.valid, precision),
+        position, leads = self.position, self.replicas is None or self.replicas.leads
+        if self.replicas is None:
+            line = self.evaluated(update_norm)
+        else:
+            line = self.replicas.from_lead(self.evaluated(update_norm) if leads else None)
+        position.trace.append(line)
+        if on_evaluation is not None and leads:
+            on_evaluation(line)
+        if self.evaluator.test is not None and leads and _best(position.trace) is line:
+            position.best_state = mapped(self.model.state_dict(), torch.clone)
+        return self.why_ended()
+
+    def evaluated(self, update_norm: float) -> Evaluation:
+        """What is known here."""
+        precision = self.spec.arm.precision
+        return Evaluation(
+            step=self.position.step,
+            examples=self.position.examples,
+            train=evaluate(self.task, self.model, self.evaluator.train, precision),
+            validation=evaluate(self.task, self.model, self.evaluator.valid, precision),
             distance=norm_of_difference(self.weights, self.initial),
             update_norm=update_norm,
         )
-        position.trace.append(line)
-        if on_evaluation is not None:
-            on_evaluation(line)
-        if evaluator.test is not None and _best(position.trace) is line:
-            position.best_state = mapped(self.model.state_dict(), torch.clone)
-        return self.why_ended()
 
     def why_ended(self) -> str | None:
         """Why the trial ends at its last evaluation, if it does."""

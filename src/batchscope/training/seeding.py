@@ -33,6 +33,12 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def seed_rank(seed: int, rank: int) -> None:
+    """Another stream for every replica but the first, once the model is made: masks of dropout differ between them."""
+    if rank > 0:
+        seed_everything(mix(seed, rank))
+
+
 def seed_host(seed: int) -> None:
     """Seed the host's global generators: what a loader's worker process may touch."""
     torch.default_generator.manual_seed(seed)

@@ -13,6 +13,7 @@ and what a loss draws at random comes from one fixed seed, so that evaluations d
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 
@@ -20,10 +21,13 @@ import torch
 
 from batchscope.records import Engine
 from batchscope.task import Batch, Task
-from batchscope.training.batches import examples_in, mapped, split, units_in
+from batchscope.training.batches import FixedBatches, examples_in, mapped, split, units_in
+from batchscope.training.distributed import LossOf, Replicas, averaging, shared
 from batchscope.training.engine import PLAIN, channels_innermost, compiled, prepared_model
 from batchscope.training.graphs import GraphedStep, Step, refusal
-from batchscope.training.seeding import torch_drawing_from
+from batchscope.training.seeding import drawing_from, torch_drawing_from
+
+SharedStep = Callable[[Batch, int], None]
 
 EVALUATION_SEED = 0  # of what a loss draws at random while it is evaluated
 
@@ -56,17 +60,8 @@ def make_step(
         batch_size: with `graphed`, examples of the batches that are replayed; None: batches of all sizes are.
         watch: called with the batch when its gradient is complete, before clipping; not in a replayed step.
     """
-    device_type = next(model.parameters()).device.type
-    updated = [p for group in optimizer.param_groups for p in group["params"]]
-    loss_of, clip = _loss_function(task, engine), task.clip_norm
-
-    def backward(batch: Batch, weight: float | None) -> None:
-        if precision == "bf16":
-            with torch.autocast(device_type, dtype=torch.bfloat16):
-                loss = loss_of(model, batch)
-        else:
-            loss = loss_of(model, batch)
-        (loss if weight is None else loss * weight).backward()
+    loss_of = loss_function(task, model, precision, engine)
+    finish = _finish(task, optimizer)
 
     def accumulate(batch: Batch, size: int) -> None:
         parts = split(batch, size)
@@ -74,31 +69,94 @@ def make_step(
         total = max(1, sum(units))
         for part, n in zip(parts, units, strict=True):
             if n > 0:
-                backward(part, n / total)
+                (loss_of(model, part) * (n / total)).backward()
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
         if micro_batch_size is not None and examples_in(batch) > micro_batch_size:
             accumulate(batch, micro_batch_size)
         else:
-            backward(batch, None)
+            loss_of(model, batch).backward()
         if watch is not None:
             watch(batch)
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(updated, clip)
-        optimizer.step()
+        finish()
 
     if not engine.graphed:
         return step
     return GraphedStep(step, model, optimizer, batch_size, refusal(task, optimizer, micro_batch_size))
 
 
-def _loss_function(task: Task, engine: Engine) -> Callable[[torch.nn.Module, Batch], torch.Tensor]:
-    """(model, batch) -> mean loss, as the engine wants it; the task's own function where nothing is on."""
-    loss_of = compiled(task.batch_loss) if engine.compiled else task.batch_loss
-    if not engine.channels_last:
-        return loss_of
-    return lambda model, batch: loss_of(model, mapped(batch, channels_innermost))
+def make_shared_step(
+    task: Task,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    replicas: Replicas,
+    *,
+    micro_batch_size: int | None = None,
+    precision: str = "fp32",
+    engine: Engine = PLAIN,
+) -> SharedStep:
+    """The same on this replica's part of every batch; gradients are those of the whole batch (`distributed`).
+
+    What it returns takes the part and how many examples the whole batch has. Counted units (tokens) are summed over
+    the replicas in every step. With micro-batches, of `micro_batch_size` examples on each replica, only the last one's
+    backward pass averages.
+    """
+    loss_of = loss_function(task, model, precision, engine)
+    together, finish = shared(model, loss_of, replicas, unused_in(task, model, loss_of)), _finish(task, optimizer)
+    counted = task.count is not None or task.unit == "tokens"
+
+    def step(part: Batch, whole: int) -> None:
+        optimizer.zero_grad()
+        own = examples_in(part) if part is not None else 0
+        pieces = split(part, micro_batch_size or own) if own > 0 else [None]
+        units = [units_in(task, piece) if piece is not None else 0 for piece in pieces]
+        total = max(1, replicas.total(sum(units)) if counted else whole)
+        for k, (piece, n) in enumerate(zip(pieces, units, strict=True)):
+            with averaging(together, k == len(pieces) - 1):
+                loss = together(piece if n > 0 else None)
+                (loss * (replicas.size * n / total)).backward()
+        finish()
+
+    return step
+
+
+def unused_in(task: Task, model: torch.nn.Module, loss_of: LossOf) -> set[str]:
+    """The weights that get no gradient: found on two examples and a copy of the model; nothing is drawn."""
+    device, beside = next(model.parameters()).device, copy.deepcopy(model)
+    with drawing_from(0), torch_drawing_from(0, device):
+        batch = next(iter(FixedBatches(task, task.train, [0, min(1, task.train_size - 1)], device)))
+        loss_of(beside, batch).backward()
+    return {name for name, p in beside.named_parameters() if p.requires_grad and p.grad is None}
+
+
+def _finish(task: Task, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Clip and step, once the gradient is complete."""
+    updated, clip = [p for group in optimizer.param_groups for p in group["params"]], task.clip_norm
+
+    def finish() -> None:
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(updated, clip)
+        optimizer.step()
+
+    return finish
+
+
+def loss_function(task: Task, model: torch.nn.Module, precision: str, engine: Engine) -> LossOf:
+    """(model, batch) -> mean loss, as engine and precision want it; the task's own function where nothing is on."""
+    plain = compiled(task.batch_loss) if engine.compiled else task.batch_loss
+    device_type = next(model.parameters()).device.type
+
+    def ordered(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return plain(model, mapped(batch, channels_innermost))
+
+    exact = ordered if engine.channels_last else plain
+
+    def in_bf16(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            return exact(model, batch)
+
+    return in_bf16 if precision == "bf16" else exact
 
 
 @torch.no_grad()

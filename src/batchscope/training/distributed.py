@@ -1,0 +1,139 @@
+"""How do N processes train one model as one would? A part of every batch for each, and the mean gradient for all.
+
+    grad = sum_r (n_r / n) grad(mean loss of part r),        n = sum_r n_r units: examples, or counted tokens
+
+is the gradient of the whole batch's mean loss up to float rounding, whatever the sizes of the parts: a ragged last
+batch and unequal token counts included. `DistributedDataParallel` averages over the N processes (and overlaps that with
+the backward pass), so every process weighs its loss by N n_r / n. Parts are consecutive examples of the same global
+batch, with sizes that differ by at most one; a process whose part is empty adds zeros, and its model sees nothing.
+
+Batch norm sees the parts: replicas change the mathematics there, and are part of the trial. Each replica keeps running
+statistics of its own, and those of rank 0 are evaluated with. Dropout draws from a stream of each rank's own.
+
+Rank 0 evaluates, decides nothing alone (every rank follows from the same trace), and writes the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from batchscope.errors import CannotAnswer
+from batchscope.records import Engine
+from batchscope.task import Batch, Task
+
+PATIENCE = timedelta(minutes=30)  # that a rank waits for another; whoever started the ranks watches them (`sweep`)
+LossOf = Callable[[nn.Module, Batch], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """This process among those that train one model together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def part(self, examples: int) -> slice:
+        """Which of the examples of a global batch are this rank's; none where there are more ranks than examples."""
+        return slice(self.rank * examples // self.size, (self.rank + 1) * examples // self.size)
+
+    def total(self, units: int) -> int:
+        """The units of all ranks' parts."""
+        counted = torch.tensor(units, dtype=torch.int64, device=self.device)
+        dist.all_reduce(counted)
+        return int(counted)
+
+    def from_lead(self, value: Any) -> Any:
+        """What rank 0 hands in, on every rank."""
+        held = [value]
+        dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
+        return held[0]
+
+    def at_lead(self, value: Any) -> list[Any] | None:
+        """What every rank hands in, by rank; None but on rank 0."""
+        held: list[Any] | None = [None] * self.size if self.leads else None
+        dist.gather_object(value, held, dst=0)
+        return held
+
+
+class SharedLoss(nn.Module):
+    """A model and its loss as one module, so that DDP averages the gradients of whatever the task's step calls."""
+
+    def __init__(self, model: nn.Module, loss_of: LossOf, unused: Collection[str] = ()) -> None:
+        super().__init__()
+        self.model, self.loss_of = model, loss_of
+        self.trained = [p for name, p in model.named_parameters() if p.requires_grad and name not in unused]
+
+    def forward(self, batch: Batch | None) -> torch.Tensor:
+        """The mean loss of a part; 0 with a gradient of zeros for none."""
+        if batch is not None:
+            return self.loss_of(self.model, batch)
+        return sum((p.flatten()[:0].sum() for p in self.trained), torch.zeros(()))
+
+
+def shared(model: nn.Module, loss_of: LossOf, replicas: Replicas, unused: Collection[str]) -> DistributedDataParallel:
+    """The model's loss with its gradients averaged over the replicas; all begin with the weights of rank 0.
+
+    `unused`: names of the weights that get no gradient, of which DDP has to be told.
+    """
+    return DistributedDataParallel(
+        SharedLoss(model, loss_of, unused),
+        device_ids=[replicas.device.index] if replicas.device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=bool(unused),
+    )
+
+
+def averaging(module: DistributedDataParallel, now: bool) -> AbstractContextManager[Any]:
+    """Inside, a backward pass averages over the replicas at its end, or adds up without."""
+    return contextlib.nullcontext() if now else module.no_sync()
+
+
+def refuse(task: Task, batch_size: int, replicas: int, engine: Engine) -> None:
+    """Raise CannotAnswer for what several replicas cannot do, before anything is trained."""
+    if batch_size < replicas:
+        raise CannotAnswer(
+            f"task {task.name!r}: expected a batch of at least {replicas} examples on {replicas} devices, got "
+            f"{batch_size}: use a larger batch size or fewer devices"
+        )
+    if engine.graphed:
+        raise CannotAnswer("expected no graphed engine on several devices: their steps cannot be replayed")
+
+
+# --- meeting ---
+
+
+def listening(host: str = "127.0.0.1") -> dist.TCPStore:
+    """Where the ranks meet, at a port that the system chose (`.port`): a guessed one can be taken, and hangs."""
+    return dist.TCPStore(host, 0, None, True, wait_for_workers=False, timeout=PATIENCE)
+
+
+def met(rank: int, size: int, device: torch.device, store: dist.TCPStore | tuple[str, int]) -> Replicas:
+    """Join the others at `store` (rank 0: what `listening` made; others: its host and port). Ends with `part_ways`."""
+    if isinstance(store, tuple):
+        store = dist.TCPStore(store[0], store[1], None, False, wait_for_workers=False, timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    return Replicas(rank, size, device)
+
+
+def part_ways() -> None:
+    """Leave the group: without it a process may abort at its end."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,173 @@
+"""Do N replicas train as one device does: same gradient, same trace, same bits again?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import on_ranks
+from test_step import language_model, token_loss, tokens
+from torch import nn
+
+from batchscope.analysis.target import crossing
+from batchscope.errors import CannotAnswer
+from batchscope.records import Arm, Engine, StopRule, TrialSpec
+from batchscope.task import Task
+from batchscope.training.checkpoint import Checkpoint
+from batchscope.training.distributed import Replicas, refuse
+from batchscope.training.loop import train
+from batchscope.training.step import make_shared_step, make_step
+from toys import CPU, VALID, Augmented, examples, mlp_with_state, toy
+
+RANKS = 3
+SIZES = (11, 6, 4, 2, 1)  # of batches: ragged parts, and fewer examples than ranks
+
+
+class Headed(nn.Module):
+    """With a weight that no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+    def scored(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """A loss that a task's step calls by name."""
+        return F.cross_entropy(self.used(x), y)
+
+
+def cases() -> dict[str, tuple[Task, Any]]:
+    """Tasks with their data as one batch."""
+    (x, y), (xt, yt) = examples(max(SIZES)), tokens(max(SIZES))
+    words: dict[str, Any] = {"model": language_model, "train": (xt, yt), "valid": (xt, yt), "unit": "tokens"}
+    return {
+        "plain": (toy(), (x, y)),
+        "clipped": (toy(clip_norm=0.01), (x, y)),
+        "tokens": (toy(**words, metrics={}, loss=token_loss), (xt, yt)),
+        "unused": (toy(model=Headed, loss=None, metrics={}, step=lambda m, b: m.scored(*b)), (x, y)),
+    }
+
+
+def weights_after(task: Task, batch: Any, step_of: Any) -> torch.Tensor:
+    """All weights after one step."""
+    torch.manual_seed(0)
+    model = task.model()
+    step_of(model, task.optimizer(model, 0.1))(batch)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def steps_of_a_rank(replicas: Replicas, micro: int | None) -> dict[tuple[str, int], torch.Tensor]:
+    """The weights after one step of every case and batch size."""
+    found = {}
+    for name, (task, whole) in cases().items():
+        for size in SIZES:
+            part = tuple(t[:size][replicas.part(size)] for t in whole)
+
+            def step_of(model: nn.Module, optimizer: Any, task: Task = task, size: int = size) -> Any:
+                step = make_shared_step(task, model, optimizer, replicas, micro_batch_size=micro)
+                return lambda batch: step(batch, size)
+
+            found[name, size] = weights_after(task, part, step_of)
+    return found
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_step_is_that_of_one_device(micro: int | None) -> None:
+    """Ragged parts, unequal token counts (an example may count none), empty parts, clipping, accumulation."""
+    ranks = on_ranks(RANKS, steps_of_a_rank, micro)
+    for name, (task, whole) in cases().items():
+        for size in SIZES:
+            batch = tuple(t[:size] for t in whole)
+            alone = weights_after(task, batch, lambda model, optimizer, task=task: make_step(task, model, optimizer))
+            for rank in ranks:
+                assert torch.equal(rank[name, size], ranks[0][name, size])
+            if name == "tokens" and size == 1:  # its only example counts no token: one device's mean is nan
+                continue
+            assert torch.allclose(ranks[0][name, size], alone, rtol=1e-5, atol=1e-6), (name, size)
+
+
+# --- whole trials ---
+
+
+def bits(trace: Any) -> str:
+    """A trace as text: equal for equal bits, nan included."""
+    return repr(trace)
+
+
+def spec_of(batch_size: int, budget: int = 138, **arm: Any) -> TrialSpec:
+    return TrialSpec(Arm(batch_size, 0.05, **arm), 0, StopRule(budget, 23))
+
+
+def trained(
+    replicas: Replicas | None, task_of: Any, batch_size: int, path: str | None = None, budget: int = 138
+) -> Any:
+    """The trial's result."""
+    return train(
+        task_of(),
+        spec_of(batch_size, budget, replicas=replicas.size if replicas is not None else 1),
+        device=CPU,
+        crossed=lambda trace, goal: crossing(trace, goal) is not None,
+        checkpoint=Checkpoint(path, 0.0) if path is not None else None,
+        replicas=replicas,
+    )
+
+
+def as_rows() -> Task:
+    return toy(train=Augmented(), valid=Augmented(VALID, 1))
+
+
+@pytest.mark.parametrize("task_of", [toy, as_rows], ids=["tensors", "dataset"])
+def test_a_trial_is_that_of_one_device(task_of: Any) -> None:
+    first, second = on_ranks(2, trained, task_of, 9)
+    alone = trained(None, task_of, 9)
+    assert bits(first.trace) == bits(second.trace)
+    assert first.outcome == second.outcome == alone.outcome
+    assert [e.examples for e in first.trace] == [e.examples for e in alone.trace]
+    for ours, theirs in zip(first.trace, alone.trace, strict=True):
+        assert ours.validation["loss"] == pytest.approx(theirs.validation["loss"], rel=1e-4)
+        assert ours.distance == pytest.approx(theirs.distance, rel=1e-4, abs=1e-6)
+
+
+def stateful() -> Task:
+    return toy(model=mlp_with_state, test=examples(10, seed=2))
+
+
+def resumed(replicas: Replicas, folder: str) -> Any:
+    """The trial without a checkpoint, with one, and gone on with from the last one, an evaluation before its end."""
+    whole = trained(replicas, stateful, 10)
+    path = str(Path(folder) / "c.pt")
+    first = trained(replicas, stateful, 10, path)
+    again = trained(replicas, stateful, 10, path)
+    return whole, first, again
+
+
+def test_a_resumed_trial_has_the_same_bits(tmp_path: Path) -> None:
+    """Dropout's streams differ between ranks, and are all in the checkpoint."""
+    (whole, first, again), _ = on_ranks(2, resumed, str(tmp_path))
+    assert bits(whole.trace) == bits(first.trace) == bits(again.trace)
+    assert whole.test == again.test
+
+
+# --- parts ---
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_parts_are_consecutive_and_even(examples: int, size: int) -> None:
+    parts = [Replicas(r, size, CPU).part(examples) for r in range(size)]
+    assert [i for p in parts for i in range(p.start, p.stop)] == list(range(examples))
+    lengths = [p.stop - p.start for p in parts]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_what_replicas_cannot_do_is_refused_before_training() -> None:
+    with pytest.raises(CannotAnswer, match="a batch of at least 4 examples on 4 devices, got 3"):
+        refuse(toy(), 3, 4, Engine())
+    with pytest.raises(CannotAnswer, match="graphed"):
+        refuse(toy(), 8, 2, Engine(graphed=True))
