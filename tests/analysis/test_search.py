@@ -18,11 +18,11 @@ from batchscope.analysis.particles import Array
 from batchscope.analysis.search import (
     FAR,
     FIRM,
-    LOST_COST,
     OCTAVES,
     RATES_PER_OCTAVE,
     Setting,
     View,
+    charge,
     expected,
     knowledge_gradients,
     proposals,
@@ -149,8 +149,16 @@ def test_runs_at_batch_sizes_that_cannot_be_used_teach_but_are_no_points() -> No
 
 def test_the_value_is_examples_times_what_one_costs() -> None:
     weights = np.array([SETTING.log_weights[b] for b, _ in VIEW.points])
-    assert VIEW.values == pytest.approx(VIEW.examples + weights + LOST_COST * VIEW.lost)
+    assert VIEW.values == pytest.approx(VIEW.examples + weights + charge(VIEW.lost))
     assert VIEW.means[VIEW.best] == VIEW.means.min()
+
+
+def test_the_charge_is_that_of_trying_until_a_run_is_not_lost() -> None:
+    """1 / (1 - p) runs, by a sum over how many are lost first; and never without end."""
+    for p in (0.0, 0.04, 0.5, 0.9):
+        runs = sum((k + 1) * p**k * (1 - p) for k in range(2000))
+        assert charge(np.array([p])) == pytest.approx(math.log(runs), abs=1e-9)
+    assert np.isfinite(charge(np.array([1.0]))).all()
 
 
 def test_what_needs_more_than_the_tasks_budget_is_lost() -> None:
@@ -268,7 +276,7 @@ def test_runs_of_a_given_length_cost_their_length() -> None:
     setting = dataclasses.replace(SETTING, run_examples=lengths)
     runs = [Run(OWN, RATE, math.log(0.4)), Run(128, near(128), math.log(0.38))]
     view = view_of(setting, runs, Prior(OWN, RATE, math.log(0.4), log_weights=SETTING.log_weights), 200)
-    assert view.values == pytest.approx(view.examples + LOST_COST * view.posterior.lost(view.points))
+    assert view.values == pytest.approx(view.examples + charge(view.posterior.lost(view.points)))
     for k in (0, len(view.points) - 1):
         assert expected(setting, view, k) == lengths[view.points[k][0]] + view.points[k][0]
     assert reserve(setting, view) in {lengths[b] + b for b in (OWN, 128)}

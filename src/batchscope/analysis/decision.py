@@ -8,7 +8,7 @@ objective of all candidates, jointly:
     good sizes      those with P(good) > DOUBT: the data do not tell them from the best
 
 Candidates beyond a size that fails are never assumed: each draw carries law, learning rate, misfit and the seconds.
-V is charged for the chance that a run is lost, or needs more than the task's own budget (`search.LOST_COST`). What is
+V is charged for the chance that a run is lost, or needs more than the task's own budget (`search.charge`). What is
 said of steps, examples, seconds and cost is of runs that are not lost; the chance that one is stands beside (`p_lost`).
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from batchscope.analysis.options import Option, draws_of
 from batchscope.analysis.particles import Array
-from batchscope.analysis.search import LOST_COST, Point, View, typical
+from batchscope.analysis.search import Point, View, charge, typical
 from batchscope.analysis.target import effective_batch_size
 from batchscope.records import Candidate, Measured, ParetoPoint, Tried
 
@@ -47,7 +47,7 @@ class Draws:
     @property
     def values(self) -> Array:
         """What is compared: the objective, and the charge for being lost."""
-        return self.objective + LOST_COST * self.lost
+        return self.objective + charge(self.lost)
 
     @property
     def steps(self) -> Array:

@@ -8,8 +8,10 @@ z, so that the least mean is expected to fall by the *knowledge gradient*
     KG_j = min_i mu_i - E_z min_i (mu_i + z C_ij / sqrt(C_jj + sigma^2))
 
 (Frazier, Powell & Dayanik, INFORMS J. Comput. 21 (2009)). The run with the most of it per example spent comes next; no
-more runs once the most is below FIRM. A run ends where it can no longer win: at MARGIN times the best mean. Where a run
-would be lost, or would need more than the task's own budget, V is charged LOST_COST on top, times the chance of it.
+more runs once the most is below FIRM. A run ends where it can no longer win: at MARGIN times the best mean.
+
+Where a run is lost, or needs more than the task's own budget, with probability p, it takes 1 / (1 - p) runs to get one
+that is not: V is charged -log(1 - p) on top.
 
 Pure numbers: no clock is read and nothing is drawn but by the seed, so that the same runs ask for the same next ones.
 """
@@ -31,7 +33,7 @@ MARGIN = 1.5  # times the best mean: beyond, a run has shown all that the decisi
 RATES_PER_OCTAVE = 2  # learning rates that are tried: powers of sqrt(2) of the user's own
 OCTAVES = 2.5  # on either side of the best known learning rate
 FAR = 1.0  # of log: all points that are so much worse than the best count alike; a lost run is noticed (a guess)
-LOST_COST = math.log(100.0)  # what is charged for a run that does not get to the goal (a guess; means count FAR of it)
+MOST_CHARGED = math.log(100.0)  # for a run that is surely lost (a guess; means count FAR of it)
 DRAWS = 800
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
@@ -81,7 +83,7 @@ class View:
     @property
     def values(self) -> Array:
         """V, the charge for being lost included."""
-        return self.examples + self.weights + LOST_COST * self.lost
+        return self.examples + self.weights + charge(self.lost)
 
     @property
     def best(self) -> int:
@@ -99,8 +101,13 @@ def view_of(setting: Setting, runs: Sequence[Run], prior: Prior, draws: int = DR
     if setting.run_examples is None:
         weights = np.array([setting.log_weights[b] for b, _ in points])
         lost = np.where(examples > math.log(setting.budget_examples), 1.0, lost)
-    values = examples + weights + LOST_COST * lost
+    values = examples + weights + charge(lost)
     return View(posterior, points, examples, lost, weights, typical(values))
+
+
+def charge(lost: Array) -> Array:
+    """What the probability of being lost adds to a log objective."""
+    return np.minimum(-np.log1p(-np.minimum(lost, 1.0 - 1e-9)), MOST_CHARGED)
 
 
 def typical(values: Array) -> Array:

@@ -32,9 +32,11 @@ from batchscope.measure.peak import peak_meter, physical_bytes
 from batchscope.measure.samples import largest_sample, units_per_example
 from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
 from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
+from batchscope.sweep.ranks import Say, ranked
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.device import cores, pick_device, set_up
+from batchscope.training.distributed import Replicas
 from batchscope.training.fingerprint import fingerprint
 from batchscope.training.loop import Evaluator, train
 
@@ -134,8 +136,8 @@ class Workbench:
             )
         return Workbench(task)
 
-    def do(self, job: Job, on_line: Callable[[dict[str, Any]], None]) -> Any:
-        """Do one job; `on_line` hears of every evaluation or window. Returns a plain result."""
+    def do(self, job: Job, on_line: Callable[[dict[str, Any]], None], say: Say | None = None) -> Any:
+        """Do one job; `on_line` hears of every evaluation or window, `say` of a rank's life. Returns a plain result."""
         kinds = {
             "trial": self._trial,
             "threads": self._threads,
@@ -145,9 +147,14 @@ class Workbench:
             "noise": self._noise,
             "facts": self._facts,
         }
+        if "rank" in job.details and say is not None:
+            with ranked(job.details, self.device, say) as replicas:
+                return self._trial(job.details, on_line, replicas)
         return kinds[job.kind](job.details, on_line)
 
-    def _trial(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+    def _trial(
+        self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None], replicas: Replicas | None = None
+    ) -> Any:
         conditions = self._set_up(details)
         if self._evaluator is None:
             self._evaluator = Evaluator(self.task, self.device)
@@ -165,6 +172,7 @@ class Workbench:
             on_evaluation=lambda line: on_line({"examples": line.examples, "loss": line.validation["loss"]}),
             engine=conditions.engine,
             watch=beside,
+            replicas=replicas,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

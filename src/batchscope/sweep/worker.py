@@ -15,6 +15,8 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO
 
 
@@ -27,8 +29,11 @@ def main() -> None:
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(messages, jobs), daemon=True).start()
 
+    one_at_a_time = threading.Lock()
+
     def reply(kind: str, job: str, content: Any) -> None:
-        replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")
+        with one_at_a_time:  # a thread of a trial on several ranks replies too
+            replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")
 
     # torch takes seconds: the input is being read meanwhile, and a first optimiser brings the rest of what it imports
     from batchscope.sweep.jobs import Job, TaskReference, Workbench, refusal, warm_up
@@ -41,9 +46,14 @@ def main() -> None:
         try:
             if bench is None:
                 bench = Workbench.from_reference(TaskReference(**first))
-            reply("done", job.id, bench.do(job, lambda line, job=job: reply("line", job.id, line)))
+            say = partial(_said, reply, job.id)
+            reply("done", job.id, bench.do(job, partial(say, "line"), say))
         except Exception as error:
             reply("refused", job.id, refusal(job, error))
+
+
+def _said(reply: Callable[[str, str, Any], None], job: str, kind: str, content: Any) -> None:
+    reply(kind, job, content)
 
 
 def _read(lines: TextIO, jobs: queue.Queue[dict[str, Any]]) -> None:

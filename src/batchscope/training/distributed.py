@@ -35,13 +35,14 @@ PATIENCE = timedelta(minutes=30)  # that a rank waits for another; whoever start
 LossOf = Callable[[nn.Module, Batch], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Replicas:
     """This process among those that train one model together."""
 
     rank: int
     size: int
     device: torch.device
+    done: int = 0  # backward passes: what tells a rank that goes on from one that stands still
 
     @property
     def leads(self) -> bool:

@@ -116,6 +116,7 @@ def make_shared_step(
             with averaging(together, k == len(pieces) - 1):
                 loss = together(piece if n > 0 else None)
                 (loss * (replicas.size * n / total)).backward()
+            replicas.done += 1
         finish()
 
     return step

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
-from typing import IO
+from dataclasses import asdict, dataclass
+from typing import IO, Any, Protocol
 
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
 from batchscope.sweep.jobs import Job, TaskReference
@@ -32,10 +32,27 @@ def environment_of_workers() -> dict[str, str]:
     return {"GLIBC_TUNABLES": NO_THREAD_CACHE} | os.environ
 
 
-class _Worker:
+@dataclass(frozen=True)
+class Said:
+    """What a worker says of its job besides lines: `sweep/ranks.py`."""
+
+    job: str
+    kind: str
+    content: dict[str, Any]
+
+
+class Hearing(Protocol):
+    """What takes a worker's news: a queue does."""
+
+    def put(self, event: Event | Said, /) -> None:
+        """One more."""
+        ...
+
+
+class Worker:
     """One process, at most one job."""
 
-    def __init__(self, events: queue.Queue[Event]) -> None:
+    def __init__(self, events: Hearing) -> None:
         self.job: str | None = None
         self._events, self._lock, self._ended = events, threading.Lock(), ""
         self.process = subprocess.Popen(
@@ -92,6 +109,9 @@ class _Worker:
         if kind == "line":
             self._events.put(Line(job, content))
             return
+        if kind not in ("refused", "done"):
+            self._events.put(Said(job, kind, content))
+            return
         self.job = None
         self._events.put(Refused(job, **content) if kind == "refused" else Done(job, content))
 
@@ -140,8 +160,8 @@ class LocalExecutor(Executor):
 
     def __init__(self, task: TaskReference | None, slots: int) -> None:
         self.slots, self._task = slots, task
-        self._events: queue.Queue[Event] = queue.Queue()
-        self._workers = [_Worker(self._events)]
+        self._events: queue.Queue[Event | Said] = queue.Queue()
+        self._workers = [Worker(self._events)]
         if task is not None:
             self.serve(task)
 
@@ -161,24 +181,23 @@ class LocalExecutor(Executor):
             idle = self._hire()
         idle.give(job)
 
-    def _hire(self) -> _Worker:
+    def _hire(self) -> Worker:
         """One more process, for the task."""
         if self._task is None:
             raise RuntimeError("expected serve(task) before the first job")
-        worker = _Worker(self._events)
+        worker = Worker(self._events)
         worker.introduce(self._task)
         self._workers.append(worker)
         return worker
 
     def events(self, timeout: float) -> list[Event]:
         """See the base."""
-        found: list[Event] = []
-        try:
+        found: list[Event | Said] = []
+        with contextlib.suppress(queue.Empty):
             found.append(self._events.get(timeout=timeout))
             while True:
                 found.append(self._events.get_nowait())
-        except queue.Empty:
-            return found
+        return [event for event in found if not isinstance(event, Said)]
 
     @property
     def processes(self) -> list[int]:
