@@ -24,7 +24,6 @@ BUDGETS = {  # reference runs, where they do with less than ten
     "open_goal": 6.0,
     "accuracy_goal": 8.0,
     "small_only": 8.0,
-    "large_critical": 5.0,
     "batch_norm": 6.0,
     "with_adam": 5.0,
     "cosine": 6.0,

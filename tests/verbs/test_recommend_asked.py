@@ -77,7 +77,7 @@ def test_a_budget_too_small_for_one_evaluation_is_refused(small: Task, path: Pat
 
 def test_a_goal_reached_at_once_stays_within_the_budget(path: Path) -> None:
     """The evaluations that confirm its crossing are most of the own run: they are part of the unit."""
-    easy = hard_tasks.classifier("easy", goal=bs.Goal("loss", at_most=1.5))
+    easy = hard_tasks.classifier("easy", goal=bs.Goal("loss", at_most=1.4))
     advice = advise(easy, path, budget=3.0)
     own = advice.data.trials[0]
     assert own.reached is not None
@@ -175,7 +175,7 @@ def test_memory_binds_and_the_batch_is_accumulated(path: Path) -> None:
     assert chosen.batch_size >= 32
     assert (advice.binding_limit, chosen.micro_batch_size) == ("memory", 32)
     assert chosen.micro_batch_size * chosen.accumulation == chosen.batch_size
-    assert f"accumulate = {chosen.accumulation}" in advice.snippet or chosen.accumulation == 1
+    assert "x.split(32)" in advice.snippet or chosen.accumulation == 1
     beyond = [c for c in advice.candidates if c.batch_size > 32]
     assert [c.accumulation for c in beyond] == [c.batch_size // 32 for c in beyond]
     assert advice.spent.reference_runs <= 6.0

@@ -9,6 +9,7 @@ Jobs that are not of several ranks run on the first worker alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import time
@@ -21,6 +22,7 @@ from batchscope.sweep.jobs import Job, TaskReference
 STALL_SECONDS = 20.0  # a trial is to end within 30 s of a rank that hangs
 IDLE_SHARE = 0.05  # of a core: below it a rank does not compute (a guess)
 POLL_SECONDS = 0.5
+DEATH_SECONDS = 1.0  # within which a process's death is known (a guess)
 HOST = "127.0.0.1"
 
 
@@ -127,19 +129,31 @@ class GroupExecutor(Executor):
                 trial.still, trial.since = dict(trial.beats), time.monotonic()
 
     def _ended(self, rank: int, event: Done | Died | Refused, trial: _Trial) -> list[Event]:
-        who = f"rank {rank} of {self.ranks}"
         if isinstance(event, Done) and event.result["outcome"] != "failed":
             trial.results[rank] = event.result
             if len(trial.results) < self.ranks:
                 return []
             self._trial = None
             return [Done(event.job, trial.results[0])]
+        if isinstance(event, Done):
+            rank, event = self._death(trial) or (rank, event)
+        who = f"rank {rank} of {self.ranks}"
         self._disband()
         if isinstance(event, Done):
             return [Done(event.job, event.result | {"reason": f"{who}: {event.result['reason']}"})]
         if isinstance(event, Died):
             return [Died(event.job, f"{who}: {event.reason}")]
         return [Refused(event.job, event.error, f"{who}: {event.sentence}")]
+
+    def _death(self, trial: _Trial) -> tuple[int, Died] | None:
+        """A rank whose death is the reason why another failed: that one may hear of it before we do."""
+        deadline = time.monotonic() + DEATH_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                rank, event = self._events.get(timeout=left)
+                if isinstance(event, Died) and event.job == trial.job.id:
+                    return rank, event
+        return None
 
     def _stalled(self) -> list[Event]:
         """The end of a trial that no rank takes any further."""
