@@ -24,7 +24,8 @@ from .processes import alive
 
 TASK = str(Path(__file__).parent / "rank_task.py")
 IN_TIME = 30.0  # seconds from a rank's end to that of the trial
-STALL = 6.0
+STALL = 4.0
+LONG = 96 * 30  # examples of a trial that is killed on its way
 
 
 class TestGroupContract(ExecutorContract):
@@ -94,9 +95,9 @@ def test_a_trial_runs_on_both_ranks_and_again_with_the_same_bits(group: GroupExe
 
 def test_a_killed_rank_ends_the_trial_on_all_and_is_named(group: GroupExecutor, tmp_path: Path) -> None:
     """And tried again from its checkpoint it has the same bits as in one go."""
-    group.start(job("whole", 96 * 40))
+    group.start(job("whole", LONG))
     whole, path = result(end(group)), str(tmp_path / "c.pt")
-    group.start(job("killed", 96 * 40, path))
+    group.start(job("killed", LONG, path))
     while not Path(path).exists():
         group.events(0.01)
     ranks = group.processes
@@ -105,7 +106,7 @@ def test_a_killed_rank_ends_the_trial_on_all_and_is_named(group: GroupExecutor, 
     assert isinstance(event, Died)
     assert event.reason.startswith("rank 1 of 2: the worker process was ended by SIGKILL")
     assert not any(map(alive, ranks))
-    group.start(job("again", 96 * 40, path))
+    group.start(job("again", LONG, path))
     assert bits(result(end(group))) == bits(whole)
 
 
@@ -131,6 +132,6 @@ def test_a_rank_that_sleeps_for_ever_ends_the_trial_on_all_and_is_named(group: G
 
 
 def test_a_rank_that_computes_for_long_is_not_taken_for_one_that_hangs(group: GroupExecutor) -> None:
-    tell(f"think-{STALL + 3.0}")
+    tell(f"think-{STALL + 2.0}")
     group.start(job("thinks"))
     assert result(end(group)).outcome == "not_reached"

@@ -78,10 +78,20 @@ def steps_of_a_rank(replicas: Replicas, micro: int | None) -> dict[tuple[str, in
     return found
 
 
+@pytest.fixture(scope="module")
+def steps() -> list[dict[int | None, Any]]:
+    """By rank and micro-batch size: processes take seconds to start."""
+    return on_ranks(RANKS, steps_of_both)
+
+
+def steps_of_both(replicas: Replicas) -> dict[int | None, Any]:
+    return {micro: steps_of_a_rank(replicas, micro) for micro in (None, 2)}
+
+
 @pytest.mark.parametrize("micro", [None, 2])
-def test_a_step_is_that_of_one_device(micro: int | None) -> None:
+def test_a_step_is_that_of_one_device(steps: list[dict[int | None, Any]], micro: int | None) -> None:
     """Ragged parts, unequal token counts (an example may count none), empty parts, clipping, accumulation."""
-    ranks = on_ranks(RANKS, steps_of_a_rank, micro)
+    ranks = [rank[micro] for rank in steps]
     for name, (task, whole) in cases().items():
         for size in SIZES:
             batch = tuple(t[:size] for t in whole)
@@ -123,10 +133,21 @@ def as_rows() -> Task:
     return toy(train=Augmented(), valid=Augmented(VALID, 1))
 
 
-@pytest.mark.parametrize("task_of", [toy, as_rows], ids=["tensors", "dataset"])
-def test_a_trial_is_that_of_one_device(task_of: Any) -> None:
-    first, second = on_ranks(2, trained, task_of, 9)
-    alone = trained(None, task_of, 9)
+def trials_of_a_rank(replicas: Replicas, folder: str) -> Any:
+    """(a trial on tensors, one on a Dataset, and the resumed ones)."""
+    return trained(replicas, toy, 9), trained(replicas, as_rows, 9), resumed(replicas, folder)
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """By rank."""
+    return on_ranks(2, trials_of_a_rank, str(tmp_path_factory.mktemp("checkpoints")))
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["tensors", "dataset"])
+def test_a_trial_is_that_of_one_device(trials: list[Any], kind: int) -> None:
+    first, second = (rank[kind] for rank in trials)
+    alone = trained(None, (toy, as_rows)[kind], 9)
     assert bits(first.trace) == bits(second.trace)
     assert first.outcome == second.outcome == alone.outcome
     assert [e.examples for e in first.trace] == [e.examples for e in alone.trace]
@@ -148,9 +169,9 @@ def resumed(replicas: Replicas, folder: str) -> Any:
     return whole, first, again
 
 
-def test_a_resumed_trial_has_the_same_bits(tmp_path: Path) -> None:
+def test_a_resumed_trial_has_the_same_bits(trials: list[Any]) -> None:
     """Dropout's streams differ between ranks, and are all in the checkpoint."""
-    (whole, first, again), _ = on_ranks(2, resumed, str(tmp_path))
+    whole, first, again = trials[0][2]
     assert bits(whole.trace) == bits(first.trace) == bits(again.trace)
     assert whole.test == again.test
 

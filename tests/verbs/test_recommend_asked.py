@@ -38,7 +38,7 @@ def joules(timing: TimingPass, each: float) -> TimingPass:
 # --- how much ---
 
 
-@pytest.mark.parametrize("budget", [0.05, 0.9, 1.0, 1.2, 2.9, 3.0, 5.0, 20.0])
+@pytest.mark.parametrize("budget", [0.9, 1.0, 1.2, 3.0, 6.0])
 def test_no_budget_is_passed(small: Task, path: Path, budget: float) -> None:
     advice = advise(small, path, budget=budget)
     assert advice.spent.reference_runs <= budget
