@@ -52,8 +52,8 @@ def seconds(conditions: Conditions) -> TimingPass:
 # --- the answer ---
 
 
-def test_one_json_object_and_the_same_answer_from_the_store(here: Here) -> None:
-    """From nothing: memory and seconds are measured, then trials run in workers."""
+def test_one_json_object_and_the_same_answer_from_the_store(here: Here, profiled: Path) -> None:
+    """That a profile is measured where the store has none, and trials run in workers, are tests of the verbs."""
     ended = here(*ASKED, "--json")
     assert ended.code == 0, ended.err
     answer = json.loads(ended.out)
