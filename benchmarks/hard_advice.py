@@ -45,18 +45,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "verbs"))
 hard_tasks = importlib.import_module("hard_tasks")
 
 CPU = torch.device("cpu")
-CASES = (
-    "slow_rate",
-    "fast_rate",
-    "small_critical",
-    "large_critical",
-    "batch_norm",
-    "with_adam",
-    "cosine",
-    "small_only",
-    "own_never",
-    "accuracy_goal",
-)
 COARSE, FRESH = (200, 201), tuple(range(300, 330))
 OCTAVES = (-4, 6)  # of learning rates that are scanned, about the own one scaled with the root of the batch size
 CUT = 3.0  # times the best seconds so far: a run of the scan is cut off there
@@ -206,7 +194,7 @@ def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
 def main() -> int:
     """Scan, ask, print, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=CASES)
+    parser.add_argument("cases", nargs="*", default=hard_tasks.CASES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--check", action="store_true")

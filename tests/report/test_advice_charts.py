@@ -9,19 +9,8 @@ from typing import Any
 
 import altair as alt
 import pytest
-from made_up_advice import (
-    B_CRIT,
-    OWN,
-    SIZES,
-    TRAIN_SIZE,
-    advice,
-    best_in,
-    from_noise,
-    memory_binds,
-    not_answered,
-    nothing_ran,
-    priced,
-)
+from made_up_advice import B_CRIT, OWN, SIZES, TRAIN_SIZE, advice
+from made_up_answers import best_in, from_noise, memory_binds, not_answered, nothing_ran, priced
 
 from batchscope.records import Advice
 from batchscope.report import advice_points as points

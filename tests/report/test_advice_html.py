@@ -13,21 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import Visit, needs_browser, text_of
-from made_up_advice import (
-    ALL,
-    HOSTILE,
-    SIZES,
-    TRAIN_SIZE,
-    advice,
-    best_in,
-    from_noise,
-    hostile,
-    memory_binds,
-    not_answered,
-    nothing_ran,
-    one_size,
-    priced,
-)
+from made_up_advice import SIZES, TRAIN_SIZE, advice
+from made_up_answers import ALL, best_in, from_noise, hostile, memory_binds, not_answered, nothing_ran, one_size, priced
+from made_up_profile import HOSTILE
 
 from batchscope.errors import CannotAnswer
 from batchscope.records import Advice

@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 import pytest
-from made_up_advice import SIZES, advice, best_in, energetic, from_noise
+from made_up_advice import SIZES, advice
+from made_up_answers import best_in, energetic, from_noise
 
 from batchscope.records import Advice, Measured
 from batchscope.report.advice_ratios import by_size, has_draws, log_step_seconds, over, quotient

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from made_up_advice import ALL, HOSTILE, advice, best_in, hostile, memory_binds, not_answered, nothing_ran, priced
+from made_up_advice import advice
+from made_up_answers import ALL, best_in, hostile, memory_binds, not_answered, nothing_ran, priced
+from made_up_profile import HOSTILE
 from rich.console import Console
 
 from batchscope.records import Advice

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from made_up_advice import (
+from made_up_advice import OWN, OWN_RATE, SIZES, advice
+from made_up_answers import (
     ALL,
-    OWN,
-    OWN_RATE,
-    SIZES,
-    advice,
     best_in,
     energetic,
     fewest_examples,

@@ -188,7 +188,10 @@ def test_parts_are_consecutive_and_even(examples: int, size: int) -> None:
 
 
 def test_what_replicas_cannot_do_is_refused_before_training() -> None:
+    """By the training itself: no process is met for it."""
     with pytest.raises(CannotAnswer, match="a batch of at least 4 examples on 4 devices, got 3"):
-        refuse(toy(), 3, 4, Engine())
+        train(toy(), spec_of(3), device=CPU, replicas=Replicas(0, 4, CPU))
+    with pytest.raises(CannotAnswer, match="one device for a watched trial"):
+        refuse(toy(), 8, 2, Engine(), watched=True)
     with pytest.raises(CannotAnswer, match="graphed"):
         refuse(toy(), 8, 2, Engine(graphed=True))

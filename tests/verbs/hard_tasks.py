@@ -22,6 +22,18 @@ ROUNDS = 10
 KNEE = 64  # of the made-up seconds, in examples
 FLAT = 1e5  # a device that no batch fills
 KNEES = {"large_critical": FLAT, "small_only": FLAT}
+CASES = (  # whose goal is given, and reached by some point
+    "slow_rate",
+    "fast_rate",
+    "small_critical",
+    "large_critical",
+    "batch_norm",
+    "with_adam",
+    "cosine",
+    "small_only",
+    "own_never",
+    "accuracy_goal",
+)
 
 
 def slow_rate() -> bs.Task:

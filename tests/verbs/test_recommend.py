@@ -16,7 +16,7 @@ from batchscope.records import Advice, Candidate, Tried
 from batchscope.task import Task
 
 from . import hard_tasks
-from .hard_tasks import FLAT, KNEE, KNEES, advise
+from .hard_tasks import CASES, FLAT, KNEE, KNEES, advise
 
 BUDGETS = {  # reference runs, where they do with less than ten
     "slow_rate": 5.0,
@@ -31,19 +31,7 @@ BUDGETS = {  # reference runs, where they do with less than ten
     "out_of_reach": 4.0,
 }
 SEVERAL = 4  # runs whose mean says more than the law does
-REACHABLE = (
-    "slow_rate",
-    "fast_rate",
-    "small_critical",
-    "large_critical",
-    "batch_norm",
-    "with_adam",
-    "cosine",
-    "small_only",
-    "own_never",
-    "open_goal",
-    "accuracy_goal",
-)
+REACHABLE = (*CASES, "open_goal")
 
 
 class Asked(NamedTuple):

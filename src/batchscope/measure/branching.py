@@ -12,10 +12,11 @@ It takes a copy of the weights and one of the optimiser's state more memory than
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,17 +95,11 @@ def branches(
     training = _Training(model, optimizer, loss, counted, micro, clip_norm, where, window, max(sizes.values()))
     checkpoint, found = _Checkpoint(model, optimizer), []
     try:
-        for seed, (k, size) in itertools.product(seeds, [(0.0, batch_size), *sizes.items()]):
-            checkpoint.rewind()
-            found.append(training.branch(order, k, size, seed, k if rule == "linear" else math.sqrt(k)))
-            _check_orders(found, order)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CannotAnswer(
-            f"expected passes of {micro} examples to fit beside a copy of the weights and of the optimiser's state, "
-            f"ran out of memory: write micro_batch_size={max(1, micro // 2)}"
-        ) from error
+        with _fitting(micro):
+            for seed, (k, size) in itertools.product(seeds, [(0.0, batch_size), *sizes.items()]):
+                checkpoint.rewind()
+                found.append(training.branch(order, k, size, seed, k if rule == "linear" else math.sqrt(k)))
+                _check_orders(found, order)
     finally:
         checkpoint.put_back()
     return branch_answer(
@@ -118,6 +113,20 @@ def branches(
         seconds=seconds,
         notes=_notes(model, rule, micro),
     )
+
+
+@contextlib.contextmanager
+def _fitting(micro: int) -> Generator[None]:
+    """Inside, running out of memory is a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CannotAnswer(
+            f"expected passes of {micro} examples to fit beside a copy of the weights and of the optimiser's state, "
+            f"ran out of memory: write micro_batch_size={max(1, micro // 2)}"
+        ) from error
 
 
 def scaling_rule(optimizer: torch.optim.Optimizer) -> str:

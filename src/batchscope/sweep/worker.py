@@ -15,7 +15,6 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TextIO
 
@@ -31,7 +30,7 @@ def main() -> None:
 
     one_at_a_time = threading.Lock()
 
-    def reply(kind: str, job: str, content: Any) -> None:
+    def reply(job: str, kind: str, content: Any) -> None:
         with one_at_a_time:  # a thread of a trial on several ranks replies too
             replies.write(json.dumps({"kind": kind, "job": job, "content": content}) + "\n")
 
@@ -46,14 +45,10 @@ def main() -> None:
         try:
             if bench is None:
                 bench = Workbench.from_reference(TaskReference(**first))
-            say = partial(_said, reply, job.id)
-            reply("done", job.id, bench.do(job, partial(say, "line"), say))
+            say = partial(reply, job.id)
+            say("done", bench.do(job, partial(say, "line"), say))
         except Exception as error:
-            reply("refused", job.id, refusal(job, error))
-
-
-def _said(reply: Callable[[str, str, Any], None], job: str, kind: str, content: Any) -> None:
-    reply(kind, job, content)
+            reply(job.id, "refused", refusal(job, error))
 
 
 def _read(lines: TextIO, jobs: queue.Queue[dict[str, Any]]) -> None:

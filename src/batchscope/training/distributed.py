@@ -106,7 +106,7 @@ def averaging(module: DistributedDataParallel, now: bool) -> AbstractContextMana
     return contextlib.nullcontext() if now else module.no_sync()
 
 
-def refuse(task: Task, batch_size: int, replicas: int, engine: Engine) -> None:
+def refuse(task: Task, batch_size: int, replicas: int, engine: Engine, watched: bool = False) -> None:
     """Raise CannotAnswer for what several replicas cannot do, before anything is trained."""
     if batch_size < replicas:
         raise CannotAnswer(
@@ -115,6 +115,8 @@ def refuse(task: Task, batch_size: int, replicas: int, engine: Engine) -> None:
         )
     if engine.graphed:
         raise CannotAnswer("expected no graphed engine on several devices: their steps cannot be replayed")
+    if watched:
+        raise CannotAnswer("expected one device for a watched trial: its gradient noise is measured on one only")
 
 
 # --- meeting ---

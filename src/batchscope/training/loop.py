@@ -24,7 +24,7 @@ from batchscope.task import Batch, Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
 from batchscope.training.device import is_out_of_memory
-from batchscope.training.distributed import Replicas
+from batchscope.training.distributed import Replicas, refuse
 from batchscope.training.engine import PLAIN
 from batchscope.training.seeding import seed_everything, seed_rank
 from batchscope.training.step import SharedStep, evaluate, make_model, make_shared_step, make_step
@@ -122,6 +122,8 @@ class _Trial:
     ) -> None:
         self.task, self.spec, self.position, self.evaluator, self.crossed = task, spec, position, evaluator, crossed
         self.replicas, arm = replicas, spec.arm
+        if replicas is not None:
+            refuse(task, min(arm.batch_size, task.train_size), replicas.size, engine, watch is not None)
         seed_everything(spec.seed)
         self.model = make_model(task, device, engine)
         self.weights = [p for p in self.model.parameters() if p.requires_grad]

@@ -64,7 +64,10 @@ class GroupExecutor(Executor):
         """Give the job to the first worker, or to rank 0: the others follow once it says where to meet."""
         if self._trial is not None or self._alone is not None:
             raise RuntimeError("expected a free slot of 1, it is busy")
-        several = job.kind == "trial" and job.details["spec"]["arm"]["replicas"] > 1
+        replicas = job.details["spec"]["arm"]["replicas"] if job.kind == "trial" else 1
+        if replicas not in (1, self.ranks):
+            raise RuntimeError(f"expected a trial on {self.ranks} ranks or on one, got {replicas}")
+        several = replicas > 1
         self._hire(self.ranks if several else 1)
         if several:
             self._trial = _Trial(job)
