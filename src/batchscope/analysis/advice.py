@@ -23,7 +23,7 @@ from batchscope.analysis.decision import (
     pareto_front,
 )
 from batchscope.analysis.limits import binding_limit
-from batchscope.analysis.options import Option, draws_of, log_weights, options_of
+from batchscope.analysis.options import Option, log_weights, options_of
 from batchscope.analysis.particles import Array
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.rate_curve import rate_curve
@@ -96,7 +96,7 @@ def analyse_advice(data: AdviceData) -> Advice:
     profile, p = analyse_profile(data.profile), view.posterior.p
     limit, why = binding_limit(chosen, found, profile, data, p) if chosen is not None else ("none", "")
     gain = float(view.means[indices[at]] - view.means[indices[best]])
-    misfit, curves = float(np.median(p.tau)), _curves(draws, options, view.posterior)
+    misfit, curves = float(np.median(p.tau)), _curves(draws, view.posterior)
     return Advice(
         task=data.task,
         fingerprint=data.fingerprint,
@@ -242,14 +242,12 @@ def _critical(data: AdviceData, p: Parameters) -> Measured:
     return measured(p.log_b_crit[:, 0], len(data.trials), about=about)
 
 
-def _curves(draws: Draws, options: Mapping[int, Option], posterior: Posterior) -> Curves:
+def _curves(draws: Draws, posterior: Posterior) -> Curves:
     """What the page draws: the law on a fine grid, seconds as timed, and some draws of both."""
     sizes = [b for b, _ in draws.points]
     grid = np.geomspace(sizes[0], sizes[-1], FINE)
     steps = np.exp(np.quantile(posterior.p.law(np.log(grid)) - np.log(grid), (0.05, 0.5, 0.95), axis=0)).T
-    rng = np.random.default_rng(3)
-    seconds = np.stack([draws_of(options[b].seconds, len(draws.examples), rng) for b in sizes], axis=1)
-    ends = np.exp(np.quantile(seconds, (0.05, 0.5, 0.95), axis=0)).T
+    ends = np.exp(np.quantile(draws.seconds, (0.05, 0.5, 0.95), axis=0)).T
     kept = np.linspace(0, len(draws.examples) - 1, DRAWS_KEPT).astype(int)
     return Curves(
         batch_sizes=tuple(float(b) for b in grid),
@@ -257,7 +255,7 @@ def _curves(draws: Draws, options: Mapping[int, Option], posterior: Posterior) -
         sizes_timed=tuple(sizes),
         seconds_per_step=tuple(_three(row) for row in ends),
         draws_log_examples=tuple(tuple(round(float(v), 4) for v in draws.examples[d]) for d in kept),
-        draws_log_seconds=tuple(tuple(round(float(v), 4) for v in seconds[d]) for d in kept),
+        draws_log_seconds=tuple(tuple(round(float(v), 4) for v in draws.seconds[d]) for d in kept),
         draws_log_charge=tuple(tuple(round(float(v), 3) for v in charge(draws.lost[d])) for d in kept),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from batchscope.measure.throughput import WINDOW_SECONDS as STEP_WINDOW_SECONDS
 from batchscope.measure.throughput import StepClock
+from batchscope.report import words
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.plan import FIRST_RATES, MOST_RATES
 from batchscope.task import Task
@@ -110,7 +111,7 @@ def _sentences(plan: dict[str, Any], request: Request) -> list[str]:
     )
     sizes = ", ".join(map(str, plan["batch_sizes"]))
     epochs = budget / request.task.train_size
-    time, disk = f"{most['seconds'] / 60:.1f} minutes", f"{most['bytes'] / 1e6:.1f} MB"
+    time, disk = words.seconds(most["seconds"]), f"{most['bytes'] / 1e6:.1f} MB"
     return [
         f"{plan['task']}: batch sizes {sizes}; {len(plan['seeds'])} seeds; {' and '.join(plan['policies'])}.",
         f"{trials['held']} held trials, a search of at least {trials['tuning']} trials, {trials['tuned']} tuned "
@@ -150,7 +151,7 @@ def price_profile(task: Task | str, **asked: Any) -> dict[str, Any]:
         "sentences": [
             f"{own.name}: memory by up to {probes} training processes, one after the other; then {len(sizes)} "
             f"micro-batch sizes ({sizes[0]} to {sizes[-1]}, as far as they fit), {ROUNDS} rounds, and accumulation.",
-            f"About {seconds / 60:.1f} minutes at most, alone on the machine, and {PROFILE_BYTES / 1e6:.1f} MB. "
+            f"About {words.seconds(seconds)} at most, alone on the machine, and {PROFILE_BYTES / 1e6:.1f} MB. "
             "Nothing is trained to a goal, so there is no price in reference runs.",
         ],
     }

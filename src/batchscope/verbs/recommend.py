@@ -21,6 +21,7 @@ from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import OBJECTIVES, Advice, AdviceData, AdviceQuestion, ProfileData, TimingPass
 from batchscope.report.advice_html import write_advice
 from batchscope.report.advice_words import worded
+from batchscope.report.words import seconds as spelled
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.runner import Listener
@@ -168,8 +169,8 @@ def price_advice(task: Task | str, *, store: str | Path = "batchscope.db", **ask
             f"{own.name}: the reference run at batch size {own.batch_size} and learning rate {own.lr:g}, then runs at "
             f"the batch sizes {profile['batch_sizes'][0]} to {profile['batch_sizes'][-1]} that would change the "
             "decision most, and the best point once more.",
-            f"At most {question.budget:g} reference runs, {most:,} examples{known}, about {seconds / 60:.1f} minutes; "
-            f"seconds and memory are measured first, about {profile['at_most']['seconds'] / 60:.1f} minutes at most.",
+            f"At most {question.budget:g} reference runs, {most:,} examples{known}, about {spelled(seconds)}; "
+            f"seconds and memory are measured first, about {spelled(profile['at_most']['seconds'])} at most.",
         ],
     }
 
