@@ -317,6 +317,12 @@ def test_losses_are_read_as_such_and_a_run_without_one_was_lost() -> None:
     assert last.diverged
 
 
+def test_a_goal_reached_within_a_few_evaluations_is_said_to_be() -> None:
+    fine, coarse = (analyse_advice(advice_data(cadence_examples=c)) for c in (100, 50_000))
+    assert not any("examples apart" in note for note in fine.notes)
+    assert any("Evaluations are 50000 examples apart" in note for note in coarse.notes)
+
+
 @pytest.mark.parametrize(
     ("noise", "expected"),
     [

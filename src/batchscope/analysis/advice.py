@@ -30,7 +30,7 @@ from batchscope.analysis.rate_curve import rate_curve
 from batchscope.analysis.search import Point, Setting, View, charge, view_of
 from batchscope.analysis.splits import largest_micro_batch
 from batchscope.analysis.surface import NO_NOISE_SCALE, NOISE_SCALE_SD, Parameters, Posterior, Prior, Run
-from batchscope.analysis.target import effective_batch_size
+from batchscope.analysis.target import coarse_note, effective_batch_size
 from batchscope.records import (
     TRIED_ROLES,
     Advice,
@@ -125,7 +125,7 @@ def analyse_advice(data: AdviceData) -> Advice:
         evidence=_evidence(data),
         spent=_spent(data),
         data=data,
-        notes=tuple(dict.fromkeys((*data.notes, *_notes(data, misfit)))),
+        notes=tuple(dict.fromkeys((*data.notes, *_notes(data, misfit), *_coarse(data, chosen)))),
     )
 
 
@@ -311,6 +311,14 @@ def _notes(data: AdviceData, misfit: float) -> list[str]:
     if data.noise is None:
         notes.append("No gradient noise scale was measured: the critical batch size has a wide prior.")
     return notes
+
+
+def _coarse(data: AdviceData, chosen: Candidate | None) -> list[str]:
+    """Whether the recommended point gets there within a few evaluations, which lie a step apart at least."""
+    if chosen is None:
+        return []
+    between = max(data.cadence_examples, chosen.batch_size)
+    return coarse_note(between, chosen.examples_to_goal.estimate, f"examples that batch size {chosen.batch_size} needs")
 
 
 def advice_to_json(advice: Advice) -> dict[str, Any]:

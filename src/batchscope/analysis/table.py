@@ -15,6 +15,7 @@ from batchscope.analysis import quantities as q
 from batchscope.analysis.claims import judge
 from batchscope.analysis.target import (
     Value,
+    coarse_note,
     crossed,
     epochs_to_converge,
     examples_to_goal,
@@ -38,7 +39,6 @@ from batchscope.records import (
     to_plain,
 )
 
-COARSE = 0.05  # of the examples to goal: evaluations further apart make a crossing coarse (science notes, section g)
 Arms = Mapping[int, Sequence[TrialRecord]]  # batch size -> its trials, by seed
 
 
@@ -178,12 +178,7 @@ def notes_of(data: StudyData, rows: Sequence[Row]) -> tuple[str, ...]:
             "seconds are corrected by it, and their interval may be too narrow."
         )
     quickest = min((r.examples_to_goal.estimate for r in rows if r.examples_to_goal.estimate), default=None)
-    if quickest is not None and s.cadence_examples > COARSE * quickest:
-        notes.append(
-            f"Evaluations are {s.cadence_examples} examples apart, {100 * s.cadence_examples / quickest:.0f} % of the "
-            "least examples to goal: crossings are interpolated between them."
-        )
-    return tuple(notes)
+    return (*notes, *coarse_note(s.cadence_examples, quickest, "least examples"))
 
 
 def to_json(result: StudyResult) -> dict[str, Any]:

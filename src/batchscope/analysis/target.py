@@ -19,6 +19,7 @@ from typing import NamedTuple
 from batchscope.records import Evaluation, Goal, TrialResult
 
 HOLDS_FOR = 3  # evaluations running, design section 5, rule 4
+COARSE = 0.05  # of the examples to goal: evaluations further apart make a crossing coarse (science notes, section g)
 
 
 class Value(NamedTuple):
@@ -36,6 +37,14 @@ class Crossing:
     steps: float
     raw_examples: float | None  # the first evaluation at which the goal was met at all, by the same interpolation
     index: int
+
+
+def coarse_note(between: float, examples: float | None, what: str) -> list[str]:
+    """A sentence where evaluations, so many examples apart, are far apart beside what a run needs; else none."""
+    if examples is None or between <= COARSE * examples:
+        return []
+    share = f"{100 * between / examples:.0f} % of the {what} to goal"
+    return [f"Evaluations are {between:.0f} examples apart, {share}: crossings are interpolated between them."]
 
 
 def crossing(trace: Sequence[Evaluation], goal: Goal) -> Crossing | None:
