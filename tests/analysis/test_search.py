@@ -25,6 +25,7 @@ from batchscope.analysis.search import (
     charge,
     expected,
     knowledge_gradients,
+    late,
     proposals,
     reserve,
     typical,
@@ -161,11 +162,19 @@ def test_the_charge_is_that_of_trying_until_a_run_is_not_lost() -> None:
     assert np.isfinite(charge(np.array([1.0]))).all()
 
 
-def test_what_needs_more_than_the_tasks_budget_is_lost() -> None:
-    over = VIEW.examples > math.log(SETTING.budget_examples)
-    assert over.any()
-    assert VIEW.lost[over].min() == 1.0
-    assert VIEW.lost == pytest.approx(np.where(over, 1.0, VIEW.posterior.lost(VIEW.points)))
+def test_the_chance_of_needing_more_than_the_tasks_budget_counts_a_seeds_own_spread() -> None:
+    """By counting seeds, at a mean inside the budget, at it and beyond."""
+    rng = np.random.default_rng(0)
+    for mean in (-0.2, 0.0, 0.5):
+        seeds = np.exp(math.log(1000) + mean + 0.3 * rng.standard_normal(200_000))
+        chance = late(np.array([[math.log(1000) + mean]]), np.array([[0.3]]), 1000)
+        assert chance.item() == pytest.approx(np.mean(seeds > 1000), abs=0.005)
+
+
+def test_a_run_is_lost_by_diverging_or_by_needing_more_than_the_tasks_budget() -> None:
+    over = late(VIEW.examples, VIEW.posterior.p.sigma, SETTING.budget_examples)
+    assert over.max() > 0.9
+    assert VIEW.lost == pytest.approx(1 - (1 - over) * (1 - VIEW.posterior.lost(VIEW.points)))
 
 
 def test_what_is_far_worse_than_the_best_counts_alike() -> None:

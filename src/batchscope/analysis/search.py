@@ -100,9 +100,14 @@ def view_of(setting: Setting, runs: Sequence[Run], prior: Prior, draws: int = DR
     examples, lost, weights = posterior.examples(points), posterior.lost(points), np.zeros(len(points))
     if setting.run_examples is None:
         weights = np.array([setting.log_weights[b] for b, _ in points])
-        lost = np.where(examples > math.log(setting.budget_examples), 1.0, lost)
+        lost = 1.0 - (1.0 - lost) * (1.0 - late(examples, posterior.p.sigma, setting.budget_examples))
     values = examples + weights + charge(lost)
     return View(posterior, points, examples, lost, weights, typical(values))
+
+
+def late(examples: Array, sigma: Array, budget_examples: int) -> Array:
+    """(N, points) probability that a seed needs more than the task's own budget; its log is normal about `examples`."""
+    return special.ndtr((examples - math.log(budget_examples)) / sigma)
 
 
 def charge(lost: Array) -> Array:

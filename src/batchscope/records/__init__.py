@@ -11,6 +11,7 @@ other part of Batchscope, so a store can be opened and a report drawn on a lapto
     studies.py     a study's settings, data and answer
     advice.py      which batch size to use: what `recommend` was asked, measured and answers
     branching.py   what a checkpoint says of larger batches
+    scaling.py     what more devices buy: what `scale` measured and answers
 
 Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
 everything but the seed; batch sizes are global and in examples.
@@ -63,6 +64,19 @@ from batchscope.records.noise import (
     Principle,
     PrinciplePoint,
 )
+from batchscope.records.scaling import (
+    AllReduceTiming,
+    DeviceChoice,
+    Network,
+    NetworkFit,
+    ScalingData,
+    ScalingFit,
+    ScalingPass,
+    ScalingPrediction,
+    ScalingQuestion,
+    ScalingResult,
+    ScalingRow,
+)
 from batchscope.records.studies import (
     Claim,
     Effect,
@@ -104,6 +118,7 @@ __all__ = [
     "Advice",
     "AdviceData",
     "AdviceQuestion",
+    "AllReduceTiming",
     "Arm",
     "Branch",
     "BranchAnswer",
@@ -113,6 +128,7 @@ __all__ = [
     "Conditions",
     "Curves",
     "Deviations",
+    "DeviceChoice",
     "Effect",
     "Engine",
     "Evaluation",
@@ -127,6 +143,8 @@ __all__ = [
     "MemoryProbe",
     "MemoryProfile",
     "MicroBatch",
+    "Network",
+    "NetworkFit",
     "NoiseAgainstSweep",
     "NoisePoint",
     "NoiseReport",
@@ -139,6 +157,13 @@ __all__ = [
     "ProfileData",
     "ProfileResult",
     "Row",
+    "ScalingData",
+    "ScalingFit",
+    "ScalingPass",
+    "ScalingPrediction",
+    "ScalingQuestion",
+    "ScalingResult",
+    "ScalingRow",
     "Spent",
     "Split",
     "SplitTiming",

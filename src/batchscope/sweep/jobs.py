@@ -2,6 +2,7 @@
 
     trial      train one trial
     threads    choose workers, threads and the engine's switches, once for a study
+    scaling    seconds per step against batch size and device count, on several ranks together
     timing     seconds per step against batch size; `splits` the same with accumulation
     memory     bytes at one micro-batch size; asked of a fresh worker each time
     noise      follow one trial and measure its gradients
@@ -30,9 +31,10 @@ from batchscope.measure.follow import follow
 from batchscope.measure.memory import observe
 from batchscope.measure.peak import peak_meter, physical_bytes
 from batchscope.measure.samples import largest_sample, units_per_example
+from batchscope.measure.scaling import time_scaling
 from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
 from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
-from batchscope.sweep.ranks import Say, ranked
+from batchscope.sweep.ranks import Say, leave_place, ranked, take_place
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.device import cores, pick_device, set_up
@@ -63,6 +65,11 @@ class Job:
     id: str
     kind: str
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        """How many it runs on, a process each."""
+        return self.details["spec"]["arm"]["replicas"] if self.kind == "trial" else self.details.get("devices", 1)
 
 
 def warm_up() -> None:
@@ -120,6 +127,7 @@ class Workbench:
     def __init__(self, task: Task) -> None:
         self.task, self.device = task, pick_device()
         self._evaluator: Evaluator | None = None
+        self._placed = False
 
     @staticmethod
     def from_reference(found: TaskReference) -> Workbench:
@@ -147,10 +155,20 @@ class Workbench:
             "noise": self._noise,
             "facts": self._facts,
         }
+        together = {"trial": self._trial, "scaling": self._scaling}
         if "rank" in job.details and say is not None:
+            self._work_on(take_place(job.details["rank"]), True)
             with ranked(job.details, self.device, say) as replicas:
-                return self._trial(job.details, on_line, replicas)
+                return together[job.kind](job.details, on_line, replicas)
+        if self._placed:
+            self._work_on(leave_place(), False)
         return kinds[job.kind](job.details, on_line)
+
+    def _work_on(self, device: torch.device, placed: bool) -> None:
+        """This device from now on; `placed`: as a rank."""
+        self._placed = placed
+        if device != self.device:
+            self.device, self._evaluator = device, None
 
     def _trial(
         self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None], replicas: Replicas | None = None
@@ -194,6 +212,11 @@ class Workbench:
         conditions = self._set_up(details)
         options = details.get("options", {})
         return to_plain(time_steps(self.task, details["batch_sizes"], self.device, conditions, tell=on_line, **options))
+
+    def _scaling(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None], everyone: Replicas) -> Any:
+        conditions = self._set_up(details)
+        sizes, counts, options = details["batch_sizes"], details["counts"], details.get("options", {})
+        return to_plain(time_scaling(self.task, sizes, counts, everyone, conditions, tell=on_line, **options))
 
     def _splits(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
         conditions = self._set_up(details)

@@ -8,6 +8,7 @@ them stands still (`executors/group.py`).
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from batchscope.training.device import pick_device
 from batchscope.training.distributed import Replicas, listening, met, part_ways
 
 Say = Callable[[str, dict[str, Any]], None]
@@ -25,6 +27,28 @@ Say = Callable[[str, dict[str, Any]], None]
 BEAT_SECONDS = 1.0
 TORCH, OURS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
 WAITING = ("autograd", "distributed", "nn/parallel")  # torch's folders in which a rank waits for the others
+
+
+CORES = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()  # when the process began
+
+
+def take_place(rank: int) -> torch.device:
+    """The device of a rank on this machine, which this process works on from now on: its own card, or its own core."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+        return torch.device("cuda", rank)
+    if CORES:
+        os.sched_setaffinity(0, {CORES[rank % len(CORES)]})
+    return torch.device("cpu")
+
+
+def leave_place() -> torch.device:
+    """Where a process of no rank works: on the first card, or on any core."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(0)
+    elif CORES:
+        os.sched_setaffinity(0, CORES)
+    return pick_device()
 
 
 @contextlib.contextmanager

@@ -43,6 +43,8 @@ class Replicas:
     size: int
     device: torch.device
     done: int = 0  # backward passes: what tells a rank that goes on from one that stands still
+    group: dist.ProcessGroup | None = None  # of the ranks that train together; None: all
+    averages: bool = True  # gradients; not, where steps are timed without it
 
     @property
     def leads(self) -> bool:
@@ -56,7 +58,7 @@ class Replicas:
     def total(self, units: int) -> int:
         """The units of all ranks' parts."""
         counted = torch.tensor(units, dtype=torch.int64, device=self.device)
-        dist.all_reduce(counted)
+        dist.all_reduce(counted, group=self.group)
         return int(counted)
 
     def from_lead(self, value: Any) -> Any:
@@ -95,6 +97,7 @@ def shared(model: nn.Module, loss_of: LossOf, replicas: Replicas, unused: Collec
     return DistributedDataParallel(
         SharedLoss(model, loss_of, unused),
         device_ids=[replicas.device.index] if replicas.device.type == "cuda" else None,
+        process_group=replicas.group,
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=bool(unused),

@@ -113,7 +113,7 @@ def make_shared_step(
         units = [units_in(task, piece) if piece is not None else 0 for piece in pieces]
         total = max(1, replicas.total(sum(units)) if counted else whole)
         for k, (piece, n) in enumerate(zip(pieces, units, strict=True)):
-            with averaging(together, k == len(pieces) - 1):
+            with averaging(together, replicas.averages and k == len(pieces) - 1):
                 loss = together(piece if n > 0 else None)
                 (loss * (replicas.size * n / total)).backward()
             replicas.done += 1

@@ -1,8 +1,8 @@
-"""How does one trial run on several devices of this machine? A worker process for each, started and ended together.
+"""How does one job run on several devices of this machine? A worker process for each, started and ended together.
 
-A rank that dies, raises or stands still ends the trial on all: the others would wait for it for ever. What is said
-names the rank. Standing still: no rank has come further for `stall` seconds, and none of those that do not wait for the
-others has computed meanwhile. (A pass that computes for longer than that is not taken for it.)
+A rank that dies, raises or stands still ends the job (a trial, or timing) on all: the others would wait for it for
+ever. What is said names the rank. Standing still: no rank has come further for `stall` seconds, and none of those that
+do not wait for the others has computed meanwhile. (A pass that computes for longer than that is not taken for it.)
 
 Jobs that are not of several ranks run on the first worker alone.
 """
@@ -64,10 +64,9 @@ class GroupExecutor(Executor):
         """Give the job to the first worker, or to rank 0: the others follow once it says where to meet."""
         if self._trial is not None or self._alone is not None:
             raise RuntimeError("expected a free slot of 1, it is busy")
-        replicas = job.details["spec"]["arm"]["replicas"] if job.kind == "trial" else 1
-        if replicas not in (1, self.ranks):
-            raise RuntimeError(f"expected a trial on {self.ranks} ranks or on one, got {replicas}")
-        several = replicas > 1
+        if job.devices not in (1, self.ranks):
+            raise RuntimeError(f"expected a job on {self.ranks} ranks or on one, got {job.devices}")
+        several = job.devices > 1
         self._hire(self.ranks if several else 1)
         if several:
             self._trial = _Trial(job)
@@ -132,7 +131,7 @@ class GroupExecutor(Executor):
                 trial.still, trial.since = dict(trial.beats), time.monotonic()
 
     def _ended(self, rank: int, event: Done | Died | Refused, trial: _Trial) -> list[Event]:
-        if isinstance(event, Done) and event.result["outcome"] != "failed":
+        if isinstance(event, Done) and event.result.get("outcome") != "failed":
             trial.results[rank] = event.result
             if len(trial.results) < self.ranks:
                 return []
