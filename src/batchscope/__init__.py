@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         NoiseReport,
         NoiseResult,
         ProfileResult,
+        ScalingResult,
         StudyResult,
     )
     from batchscope.references import cite
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from batchscope.verbs.profile import profile
     from batchscope.verbs.recommend import recommend
     from batchscope.verbs.report import write_report
+    from batchscope.verbs.scale import scale
     from batchscope.verbs.study import study
 
 _HOME = {
@@ -50,6 +52,7 @@ _HOME = {
     "profile": "batchscope.verbs.profile",
     "noise": "batchscope.verbs.noise",
     "recommend": "batchscope.verbs.recommend",
+    "scale": "batchscope.verbs.scale",
     "largest_micro_batch": "batchscope.verbs.ceiling",
     "write_report": "batchscope.verbs.report",
     # what a loop of one's own can use
@@ -63,6 +66,7 @@ _HOME = {
     "NoiseResult": "batchscope.records",
     "NoiseReport": "batchscope.records",
     "Advice": "batchscope.records",
+    "ScalingResult": "batchscope.records",
     "BranchAnswer": "batchscope.records",
     "Measured": "batchscope.records",
     "cite": "batchscope.references",
@@ -89,6 +93,7 @@ __all__ = [
     "NoiseReport",
     "NoiseResult",
     "ProfileResult",
+    "ScalingResult",
     "StepMeter",
     "StoreError",
     "StudyResult",
@@ -104,6 +109,7 @@ __all__ = [
     "open_store",
     "profile",
     "recommend",
+    "scale",
     "study",
     "write_report",
 ]

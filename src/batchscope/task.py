@@ -58,6 +58,10 @@ class Task:
             steps the trial's budget of examples takes at its batch size, so that it follows the examples.
         clip_norm: largest global gradient norm; None: no clipping.
         precision: "fp32", or "bf16" (autocast; weights stay fp32).
+        batch_norm: what batch norm sees where several devices share a batch: "per replica", a device's own part, or
+            "synchronised", the parts of all, as on one device. On one device it changes nothing.
+        shard: where several devices share a batch, each keeps a piece of every weight and of the optimiser's state
+            (FSDP2), for models that are too large for one; the losses are the same within rounding.
         collate_fn, num_workers: as in torch's DataLoader; used for Datasets.
         unit: what throughput counts and what the loss averages over: "examples" or "tokens".
         count: batch -> how many units the loss averages over; default: examples, or with unit="tokens" the targets
@@ -82,6 +86,8 @@ class Task:
     schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None
     clip_norm: float | None = None
     precision: str = "fp32"
+    batch_norm: str = "per replica"
+    shard: bool = False
     collate_fn: Callable[[list[Any]], Batch] | None = None
     num_workers: int = 0
     unit: str = "examples"
@@ -164,6 +170,10 @@ def _check_fields(task: Task) -> None:
         refuse("metrics under other names than 'loss'", "loss", "the loss is always reported; rename the metric")
     if task.precision not in ("fp32", "bf16"):
         refuse('precision "fp32" or "bf16"', task.precision, 'write precision="fp32"')
+    if task.batch_norm not in ("per replica", "synchronised"):
+        refuse('batch_norm "per replica" or "synchronised"', task.batch_norm, 'write batch_norm="synchronised"')
+    if not isinstance(task.shard, bool):
+        refuse("shard to be True or False", task.shard, "write shard=True, or leave it out")
     if task.unit not in ("examples", "tokens"):
         refuse('unit "examples" or "tokens"', task.unit, 'write unit="examples"')
     if task.budget is not None and (not isinstance(task.budget, int) or task.budget < 1):

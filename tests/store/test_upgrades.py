@@ -1,11 +1,13 @@
 """Do store files of older layouts open with all they hold, read-only and for writing?
 
 The files in assets/ were written by the versions in their names and are never made anew. Version 1 was the first; 2
-added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs, 6 advices.
+added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs, 6 advices,
+7 scalings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import sqlite3
@@ -20,11 +22,12 @@ from batchscope.store import Owner, Store, open_store
 from batchscope.store import connection as opening
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import at, make_profile
+from batchscope.testing.example_scaling import make_scaling_data
 from batchscope.testing.examples import CHOICES, CONDITIONS, TIMING, bits, make_result, make_settings, make_spec
 from batchscope.testing.store_advice import make_advice_data
 
 ASSETS = Path(__file__).parent / "assets"
-STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14", 4: "e7fff750ad85", 5: "e7fff750ad85"}  # from 4: with an engine
+STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14"} | dict.fromkeys((4, 5, 6), "e7fff750ad85")  # from 4: with an engine
 FINGERPRINT = "0123456789abcdef"
 
 
@@ -62,27 +65,46 @@ def assert_version_1_is_all_there(store: Store) -> None:
     assert [a.how for a in store.attempts(lost)] == [None]
     (before,) = store.other_fingerprints("an old task", "new")
     assert (before.fingerprint, before.components, before.trials) == (FINGERPRINT, {}, 1)
-    assert store.profiles() == store.noise_runs() == ()
+    assert store.profiles() == store.noise_runs() == store.advices() == ()
 
 
 def assert_version_3_is_all_there(store: Store) -> None:
     """What the frozen file of version 3 holds, written out. Its conditions were stored without an engine."""
     assert_a_finished_study_is_all_there(store, STUDIES[3])
     assert store.study(STUDIES[3]).conditions.engine == Engine()
-    assert store.profiles() == store.noise_runs() == ()
+    assert store.profiles() == store.noise_runs() == store.advices() == ()
 
 
 def assert_version_4_is_all_there(store: Store) -> None:
     """What the frozen file of version 4 holds: the same study, and two profiles, which keep their ids."""
     assert_a_finished_study_is_all_there(store, STUDIES[4])
     assert_two_profiles_are_all_there(store)
-    assert store.noise_runs() == ()
+    assert store.noise_runs() == store.advices() == ()
 
 
 def assert_version_5_is_all_there(store: Store) -> None:
     """What the frozen file of version 5 holds: what version 4's does, and two noise runs, which keep their ids."""
     assert_a_finished_study_is_all_there(store, STUDIES[5])
     assert_two_profiles_are_all_there(store)
+    assert_two_noise_runs_are_all_there(store)
+    assert store.advices() == ()
+
+
+def assert_version_6_is_all_there(store: Store) -> None:
+    """What the frozen file of version 6 holds: what version 5's does, and two advices, which keep their ids."""
+    assert_a_finished_study_is_all_there(store, STUDIES[6])
+    assert_two_profiles_are_all_there(store)
+    assert_two_noise_runs_are_all_there(store)
+    newer = make_advice_data(fingerprint=FINGERPRINT)
+    older = dataclasses.replace(newer, task="an old task", goal=None, provisional_goal=None, trials=())
+    assert store.advices(FINGERPRINT) == (
+        ("38f1e0958a93", newer),
+        ("bea78a3d9c20", dataclasses.replace(older, measured_at=at(5))),
+    )
+
+
+def assert_two_noise_runs_are_all_there(store: Store) -> None:
+    """What the files of versions 5 and 6 share beside study and profiles."""
     newer = make_noise_run(fingerprint=FINGERPRINT)
     older = make_noise_run(fingerprint=FINGERPRINT, task="an old task", measurements=(), measured_at=at(5))
     assert store.noise_runs() == (("39acdff63616", newer), ("ab134d24aed5", older))
@@ -90,7 +112,7 @@ def assert_version_5_is_all_there(store: Store) -> None:
 
 
 def assert_two_profiles_are_all_there(store: Store) -> None:
-    """What the files of versions 4 and 5 share beside the study."""
+    """What the files of versions 4 to 6 share beside the study."""
     newer = make_profile(fingerprint=FINGERPRINT)
     older = make_profile(fingerprint=FINGERPRINT, task="an old task", timing=None, measured_at=at(5))
     assert store.profiles() == (("c50dc55702e8", newer), ("5c58f2814848", older))
@@ -98,7 +120,7 @@ def assert_two_profiles_are_all_there(store: Store) -> None:
 
 
 def assert_a_finished_study_is_all_there(store: Store, study: str) -> None:
-    """What the files of versions 3, 4 and 5 share: one trial finished in each role, one more lost."""
+    """What the files of versions 3 to 6 share: one trial finished in each role, one more lost."""
     (summary,) = store.studies()
     assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (study, "an old task", 5, 4)
     assert summary.finished_at is not None
@@ -123,6 +145,7 @@ CHECKS = {
     3: assert_version_3_is_all_there,
     4: assert_version_4_is_all_there,
     5: assert_version_5_is_all_there,
+    6: assert_version_6_is_all_there,
 }
 each_version = pytest.mark.parametrize(("version", "is_all_there"), CHECKS.items(), ids=lambda value: str(value)[:1])
 
@@ -142,10 +165,11 @@ def test_an_old_store_is_upgraded_with_all_it_holds(
         assert store.lease(store.trial_ids(study, "held")[1], Owner.here(), 60).attempt == 2
         profile = make_profile(fingerprint=FINGERPRINT, measured_at=at(13))
         assert store.profile(store.save_profile(profile)) == store.study_data(study).profile == profile
-        run, data = make_noise_run(), make_advice_data()
-        assert store.noise_runs(run.fingerprint) == store.advices() == ()
+        run, data, scaling = make_noise_run(), make_advice_data(), make_scaling_data()
+        assert store.noise_runs(run.fingerprint) == store.advices(data.fingerprint) == store.scalings() == ()
         assert ((store.save_noise_run(run), run),) == store.noise_runs(run.fingerprint)
-        assert ((store.save_advice(data), data),) == store.advices()
+        assert ((store.save_advice(data), data),) == store.advices(data.fingerprint)
+        assert ((store.save_scaling(scaling), scaling),) == store.scalings()
     open_store(tmp_path / "new.db").close()
     assert layout(path) == layout(tmp_path / "new.db")
 
@@ -157,12 +181,13 @@ def test_an_old_store_can_be_read_without_being_changed(
     shutil.copy(old(version), path)
     with open_store(path, read_only=True) as store:
         is_all_there(store)
-        assert store.advices() == ()
+        assert store.scalings() == ()
         for write in (
             lambda: store.add_note(STUDIES[version], "new"),
             lambda: store.save_profile(make_profile()),
             lambda: store.save_noise_run(make_noise_run()),
             lambda: store.save_advice(make_advice_data()),
+            lambda: store.save_scaling(make_scaling_data()),
         ):
             with pytest.raises(StoreError, match="opened to be read only"):
                 write()

@@ -160,12 +160,12 @@ def stateful() -> Task:
     return toy(model=mlp_with_state, test=examples(10, seed=2))
 
 
-def resumed(replicas: Replicas, folder: str) -> Any:
+def resumed(replicas: Replicas, folder: str, task_of: Any = stateful) -> Any:
     """The trial without a checkpoint, with one, and gone on with from the last one, an evaluation before its end."""
-    whole = trained(replicas, stateful, 10)
+    whole = trained(replicas, task_of, 10)
     path = str(Path(folder) / "c.pt")
-    first = trained(replicas, stateful, 10, path)
-    again = trained(replicas, stateful, 10, path)
+    first = trained(replicas, task_of, 10, path)
+    again = trained(replicas, task_of, 10, path)
     return whole, first, again
 
 

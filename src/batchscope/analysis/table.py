@@ -101,6 +101,7 @@ def rows_of(data: StudyData, policy: str) -> list[Row]:
         rows.append(
             Row(
                 batch_size=b,
+                devices=s.conditions.world_size,
                 policy=policy,
                 learning_rate=s.own_learning_rate if policy == "held" else rates.get(b),
                 tuning_trials=sum(t.spec.arm.batch_size == b for t in data.tuning) if policy == "tuned" else 0,

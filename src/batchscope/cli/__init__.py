@@ -9,9 +9,14 @@ def main() -> None:
         from batchscope.cli import interrupt
 
         interrupt.remember()
+        from batchscope.cli import launcher
         from batchscope.cli.app import run
 
-        run()
+        try:
+            run()
+        except SystemExit as ended:
+            launcher.tell(ended.code)
+            raise
     except KeyboardInterrupt:
         print("batchscope: stopped before anything was begun", file=sys.stderr)
         sys.exit(1)

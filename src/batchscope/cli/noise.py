@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchscope.cli import options
+from batchscope.cli import launcher, options
 
 
 def command(
@@ -29,6 +29,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Follow the task's reference run and measure its gradient noise scale, with an interval."""
+    launcher.alone("noise")
     from rich.console import Console
 
     from batchscope.analysis.noise import noise_to_json

@@ -16,10 +16,16 @@ from batchscope.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 Store = Annotated[str, typer.Option("--store", metavar="PATH", help="The SQLite file that keeps what was measured.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Devices that train together [default: 1, or as many as a launcher started processes]."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def batch_sizes(text: str | None) -> list[int] | None:
+def batch_sizes(text: str | None, option: str = "--batch-sizes", example: str = "32,256") -> list[int] | None:
     """`32,256` as numbers; UsageError for anything else."""
     if text is None:
         return None
@@ -27,7 +33,7 @@ def batch_sizes(text: str | None) -> list[int] | None:
         return [int(part) for part in text.replace(" ", "").split(",")]
     except ValueError:
         raise UsageError(
-            f"expected --batch-sizes as whole numbers with commas, got {text!r}: write --batch-sizes 32,256"
+            f"expected {option} as whole numbers with commas, got {text!r}: write {option} {example}"
         ) from None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchscope.cli import options
+from batchscope.cli import launcher, options
 
 
 def command(
@@ -32,6 +32,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Measure seconds per step and memory against batch size: the largest that fits, the knee, the best splits."""
+    launcher.alone("profile")
     from rich.console import Console
 
     from batchscope.analysis.profile import profile_to_json

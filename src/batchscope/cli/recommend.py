@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchscope.cli import options
+from batchscope.cli import launcher, options
 
 
 def command(
@@ -42,6 +42,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Decide on batch size, learning rate and accumulation, with an interval and the limit that binds."""
+    launcher.alone("recommend")
     from rich.console import Console
 
     from batchscope.analysis.advice import advice_to_json

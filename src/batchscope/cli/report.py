@@ -12,7 +12,8 @@ from batchscope.cli import options
 
 def command(
     study: Annotated[
-        str, typer.Argument(help="Id of a study, profile, noise run or advice, or its beginning: see batchscope list.")
+        str,
+        typer.Argument(help="Id of a study, profile, noise run, advice or scaling, or its beginning: batchscope list."),
     ],
     store: options.Store = "batchscope.db",
     report: Annotated[
@@ -21,7 +22,7 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the HTML page of a study, profile, noise run or advice again; needs no torch and runs nothing."""
+    """Draw the HTML page of a study, profile, noise run, advice or scaling again; needs no torch and runs nothing."""
     from batchscope.verbs.report import write_report
 
     path = write_report(study, store=store, path=Path(report) if report else None)

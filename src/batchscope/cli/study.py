@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchscope.cli import options
+from batchscope.cli import launcher, options
 
 
 def command(
@@ -24,6 +24,7 @@ def command(
     ] = 5.0,
     seed: Annotated[int, typer.Option(help="Which block of seeds.")] = 0,
     budget: Annotated[float | None, typer.Option(metavar="R", help="Spend at most R reference runs.")] = None,
+    devices: options.Devices = None,
     store: options.Store = "batchscope.db",
     report: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to write the HTML page [default: beside the store].")
@@ -35,6 +36,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Measure what batch size does to a training run: curves, table, claims tested, report."""
+    devices = launcher.joined(devices)
     from rich.console import Console
 
     from batchscope.analysis.table import to_json
@@ -50,6 +52,7 @@ def command(
         "patience": patience,
         "seed": seed,
         "budget": budget,
+        "devices": devices,
     }
     if dry_run:
         with options.chatter_on_stderr():

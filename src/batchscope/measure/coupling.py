@@ -17,7 +17,7 @@ from torch import nn
 from batchscope.errors import TaskError
 from batchscope.task import Batch, Task
 from batchscope.training.batches import examples_in, mapped, split, units_in
-from batchscope.training.seeding import torch_drawing_from
+from batchscope.training.seeding import drawing_from, torch_drawing_from
 
 MOST_NODES = 20_000  # of a graph that are looked at
 SEPARATE = 1e-2  # of the loss: rounding is far below, a comparison of twice as many examples far above (a guess)
@@ -32,6 +32,16 @@ def batch_norms(model: nn.Module) -> list[str]:
     kinds = (nn.modules.batchnorm._BatchNorm,)
     named = [(n, mod) for n, mod in model.named_modules() if isinstance(mod, kinds)]
     return [n or type(mod).__name__ for n, mod in named if mod.training or mod.running_mean is None]
+
+
+def replica_norms(task: Task) -> list[str]:
+    """Those of a task's model that see a replica's part of a batch on several devices; synchronised ones see it all."""
+    if task.batch_norm != "per replica":
+        return []
+    with drawing_from(0):
+        model = task.model().train()
+    layers = dict(model.named_modules())
+    return [name for name in batch_norms(model) if not isinstance(layers.get(name), nn.SyncBatchNorm)]
 
 
 def compares_examples(loss: torch.Tensor, m: int) -> bool:

@@ -12,12 +12,13 @@ Bare all-reduces of several sizes are timed in the same rounds: they tell latenc
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 
-from batchscope.measure.throughput import PREFETCHED, ROUNDS, SLOWED, WINDOW_SECONDS, Tell, drift_of, endless
+from batchscope.measure.throughput import LEAST_ROUNDS, PREFETCHED, ROUNDS, SLOWED, WINDOW_SECONDS, Tell, drift_of, endless
 from batchscope.records import AllReduceTiming, Conditions, Engine, ScalingPass, StepTiming, TimingPass
 from batchscope.task import Batch, Task
 from batchscope.training.batches import make_source
@@ -131,6 +132,7 @@ def time_scaling(
     rounds: int = ROUNDS,
     *,
     messages: bool = True,
+    most_seconds: float = float("inf"),
     tell: Tell = lambda line: None,
 ) -> ScalingPass:
     """One interleaved pass over device counts and global batch sizes; called by every rank, with the same arguments.
@@ -138,10 +140,12 @@ def time_scaling(
     Args:
         counts: of devices, each at most `everyone.size`; a batch size below one is left out there.
         messages: time bare all-reduces too.
+        most_seconds: after so many no further round begins, but LEAST_ROUNDS are made.
         tell: hears of every window (rank 0's only is heard).
 
     Returns: the pass, the same on every rank.
     """
+    started = time.monotonic()
     together = Together(task, counts, everyone, conditions.precision, conditions.engine)
     places = [(n, b) for n in sorted(counts) for b in batch_sizes if b >= n]
     several = [n for n in sorted(counts) if n > 1]
@@ -170,6 +174,8 @@ def time_scaling(
             heard(n, b)
         for n, size in bare if number % 2 == 0 else bare[::-1]:
             reduced[n, size].append(together.all_reduce(n, size, times[n, size]))
+        if number + 1 >= LEAST_ROUNDS and together.slowest(time.monotonic() - started) > most_seconds:
+            break
     passes = []
     for n in sorted(counts):
         timings = tuple(taken[m, b].timing(b, steps[m, b]) for m, b in places if m == n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchscope.records.hardware import TimingPass
-from batchscope.records.studies import Claim, StudyData
+from batchscope.records.studies import Claim
 from batchscope.records.trials import Conditions
 from batchscope.records.values import Measured
 
@@ -111,9 +111,10 @@ class NetworkFit:
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """t(B, n) = ((k_n c(B / n))^g + (h + r(n))^g)^(1/g): see `analysis.scaling`."""
+    """t(B, n) = ((d + k_n c(B / n))^g + (h + r(n))^g)^(1/g): see `analysis.scaling`."""
 
     slowdown: dict[str, Measured]  # k_n: computing on n devices over computing on one, by device count
+    wrapper: Measured  # d, seconds: what a replica's step takes more, averaging or not
     added: Measured  # h, seconds: what averaging costs beside the network
     overlap: Measured  # g: 1 none, 10 nearly all
     residual_sd: float  # of log seconds per step
@@ -163,4 +164,3 @@ class ScalingResult:
     sentences: tuple[str, ...]
     notes: tuple[str, ...] = ()
     report: str | None = None
-    study: StudyData | None = None

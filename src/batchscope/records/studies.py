@@ -83,6 +83,7 @@ class Row:
     distance_from_init: Measured
     error_gap: Measured | None = None  # validation minus training error, where the task has an accuracy
     test: dict[str, Measured] | None = None
+    devices: int = 1  # that trained each trial together
 
 
 @dataclass(frozen=True)

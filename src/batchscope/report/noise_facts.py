@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from batchscope.records import Measured, NoiseResult, NoiseRun
 from batchscope.report.noise_words import SOURCES, measures
@@ -60,10 +60,7 @@ def notes_of(result: NoiseResult) -> list[str]:
 
 
 def methods_of(result: NoiseResult) -> dict[str, list[str]]:
-    """How each quantity's intervals were made: method -> the quantities that used it.
-
-    Methods that differ in their numbers only are told as one, each number as a range: t, 6.72–39.1 df.
-    """
+    """How each quantity's intervals were made: method -> the quantities that used it."""
     against = result.against_sweep
     quantities: dict[str, Iterable[Measured]] = {
         "run average": measures(result.run_average),
@@ -75,6 +72,14 @@ def methods_of(result: NoiseResult) -> dict[str, list[str]]:
         "B_crit": [against.critical_batch_size] if against is not None else [],
         "B_simple / B_crit": [against.factor] if against is not None else [],
     }
+    return methods_among(quantities)
+
+
+def methods_among(quantities: Mapping[str, Iterable[Measured]]) -> dict[str, list[str]]:
+    """Method -> the quantities that used it.
+
+    Methods that differ in their numbers only are told as one, each number as a range: t, 6.72–39.1 df.
+    """
     texts: dict[str, list[str]] = {}
     names: dict[str, list[str]] = {}
     for name, values in quantities.items():

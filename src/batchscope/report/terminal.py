@@ -55,7 +55,9 @@ def print_study(result: StudyResult, console: Console) -> None:
     rows = sorted(result.rows, key=lambda r: (r.policy, r.batch_size))
     goal = words.goal_of(result.goal)
     loop = words.loop_of(result.timing.loop) if result.timing is not None else words.loop_of()
-    out.print(Text(f"{words.plain(result.task)}: what batch size does, goal {goal}", "bold"))
+    devices = result.settings.conditions.world_size
+    on = f" on {devices} devices" * (devices > 1)
+    out.print(Text(f"{words.plain(result.task)}: what batch size does{on}, goal {goal}", "bold"))
     out.print()
     tables = (
         (f"To the goal ({goal}; seconds of {loop})", GOAL, ("learning rate", "reached")),

@@ -3,8 +3,9 @@
 base.py is the contract, sqlite.py the store that comes with Batchscope, schema.sql its tables.
 """
 
-from batchscope.store.base import Attempt, Lease, NoiseSummary, SeenTask, Store, StudySummary
+from batchscope.store.base import Store
 from batchscope.store.owner import Owner
+from batchscope.store.replies import Attempt, Lease, NoiseSummary, SeenTask, StudySummary
 from batchscope.store.sqlite import SqliteStore, open_store
 
 __all__ = [

@@ -2,16 +2,16 @@
 
 A store keeps *studies* (settings, timing, choices, notes), the *trials* that belong to them, every *attempt* at a
 trial, *profiles* (seconds and bytes against batch size), *noise runs* (gradient norms along a run), *advices* (what one
-`recommend` was asked and measured), and the *tasks* it has seen. Anything that passes
-`batchscope.testing.store_contract.StoreContract` is a store.
+`recommend` was asked and measured), *scalings* (what one `scale` measured over device counts), and the *tasks* it has
+seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store.
 
 Ownership and concurrency:
 
 - Records go in and come out frozen; floats come back with the same bits, nan and inf included.
 - A trial is identified by (task fingerprint, conditions, specification). It is stored once and linked to as many
   studies as ask for it; a finished trial is never changed.
-- A profile, a noise run or an advice is never changed and never replaced: each measurement is kept. `study_data` takes
-  the newest profile that applies.
+- A profile, a noise run, an advice or a scaling is never changed and never replaced: each measurement is kept.
+  `study_data` takes the newest profile that applies.
 - Several processes may use one store at once. A trial is run by the one that holds its *lease*: `lease` is atomic,
   `renew` is the heartbeat, `finish` and `release` end it. A lease whose process has died on this host, or whose time
   has run out, may be taken at once. A runner must renew well within the lease: a third of its seconds is a good beat.
@@ -33,7 +33,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +41,7 @@ from batchscope.records import (
     Conditions,
     NoiseRun,
     ProfileData,
+    ScalingData,
     StudyData,
     StudySettings,
     TimingPass,
@@ -51,65 +51,15 @@ from batchscope.records import (
     TunedChoice,
 )
 from batchscope.store.owner import Owner
+from batchscope.store.replies import Attempt, Lease, NoiseSummary, SeenTask, StudySummary
 
 ROLES = ("held", "tuned", "tuning", "reference")
 UNFINISHED_WAYS = ("interrupted", "died")  # the ways to `release`; the third way to end is `finish`
 
 
-@dataclass(frozen=True)
-class StudySummary:
-    """One line of `batchscope list`. Times are UTC, ISO 8601; `finished_at` is None while the study runs."""
-
-    id: str
-    task: str
-    fingerprint: str
-    created_at: str
-    finished_at: str | None
-    trials: int
-    finished_trials: int
-
-
-@dataclass(frozen=True)
-class NoiseSummary:
-    """A noise run without reading the thousands of lines that it may have: for `batchscope list`."""
-
-    id: str
-    measurements: int
-    run: NoiseRun  # its measurements, trace, deviations, layers and proxies left out
-
-
-@dataclass(frozen=True)
-class SeenTask:
-    """A task as the store has seen it before: its fingerprint, the hashes it was made of, its finished trials."""
-
-    fingerprint: str
-    components: dict[str, str]
-    trials: int
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The answer to `lease`: "leased" with the number of the attempt (from 1), "done" or "busy" without."""
-
-    state: str
-    attempt: int | None = None
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a trial. `ended_at` and `how` are None while it runs."""
-
-    number: int
-    owner: str
-    started_at: str
-    ended_at: str | None
-    how: str | None
-    reason: str
-
-
 class Store(ABC):
-    """The contract. A `study_id`, `profile_id`, `noise_id` or `advice_id` may be any unambiguous beginning of one; an
-    unknown one raises `StoreError`."""
+    """The contract. A `study_id`, `profile_id`, `noise_id`, `advice_id` or `scaling_id` may be any unambiguous
+    beginning of one; an unknown one raises `StoreError`."""
 
     # --- tasks seen ---
 
@@ -264,13 +214,39 @@ class Store(ABC):
     def resolve_advice(self, advice_id: str) -> str:
         """The full id that begins like this. Raises `StoreError` where none or several do."""
 
+    # --- scalings ---
+
+    @abstractmethod
+    def save_scaling(self, data: ScalingData) -> str:
+        """Store what one `scale` measured and return its id.
+
+        The id is 12 hex digits, a digest of task fingerprint, conditions, question and `measured_at`. So each
+        measurement is kept, and the same one handed in twice is one. Raises `ValueError` where `measured_at` is no
+        time, `StoreError` where another scaling has that id.
+        """
+
+    @abstractmethod
+    def scalings(self, fingerprint: str | None = None) -> tuple[tuple[str, ScalingData], ...]:
+        """(id, scaling) of all scalings, or of those of one task fingerprint, in the order of `profiles`."""
+
+    @abstractmethod
+    def scaling(self, scaling_id: str) -> ScalingData:
+        """A scaling, as it was measured: the answer is computed from it, and from a study's steps where it names one.
+
+        The study that it names need not be in this store.
+        """
+
+    @abstractmethod
+    def resolve_scaling(self, scaling_id: str) -> str:
+        """The full id that begins like this. Raises `StoreError` where none or several do."""
+
     # --- anything with an id ---
 
     @abstractmethod
     def resolve_any(self, beginning: str) -> tuple[str, str]:
         """(kind, full id) of the one thing whose id begins like this: for commands that take any of them.
 
-        The kind is "study", "profile", "noise run" or "advice".
+        The kind is "study", "profile", "noise run", "advice" or "scaling".
 
         Raises `StoreError` where none or several do, of whichever kind; the sentence names them.
         """

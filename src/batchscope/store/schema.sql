@@ -1,4 +1,4 @@
--- What is in a store file? Version 6 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 7 of the layout; `connection.py` upgrades older files to it.
 --
 -- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
@@ -55,6 +55,16 @@ CREATE TABLE advices (
     conditions  TEXT NOT NULL,            -- JSON: records.Conditions
     measured_at TEXT NOT NULL,
     advice      TEXT NOT NULL             -- JSON: records.AdviceData
+);
+
+-- What one `scale` measured, over device counts and batch sizes: every measurement is kept.
+CREATE TABLE scalings (
+    id          TEXT PRIMARY KEY,         -- 12 hex digits of the SHA-256 of what tells it from others (base.py)
+    task        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    conditions  TEXT NOT NULL,            -- JSON: records.Conditions
+    measured_at TEXT NOT NULL,
+    scaling     TEXT NOT NULL             -- JSON: records.ScalingData
 );
 
 CREATE TABLE notes (

@@ -1,8 +1,8 @@
 """How do trials, their leases and their curves live in one SQLite file? The contract is in `base.py`.
 
 Read `lease` and `finish` first: they carry the concurrency. The file's transactions and the tables of studies are in
-`sqlite_studies.py`, profiles, noise runs and advices in `sqlite_documents.py`, opening and the translation of errors
-in `connection.py`, the tables themselves in `schema.sql`.
+`sqlite_studies.py`, profiles, noise runs, advices and scalings in `sqlite_documents.py`, opening and the translation of
+errors in `connection.py`, the tables themselves in `schema.sql`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from batchscope.records import (
     to_plain,
 )
 from batchscope.store import exact
-from batchscope.store.base import ROLES, UNFINISHED_WAYS, Attempt, Lease
+from batchscope.store.base import ROLES, UNFINISHED_WAYS
 from batchscope.store.owner import Owner
+from batchscope.store.replies import Attempt, Lease
 from batchscope.store.sqlite_documents import DocumentTables
 from batchscope.store.sqlite_studies import digest, now
 

@@ -1,4 +1,4 @@
-"""How do profiles, noise runs and advices live in tables of their own, and which one is newest? See `base.py`.
+"""How do profiles, noise runs, advices and scalings live in tables of their own? The contract is in `base.py`.
 
 All are *documents*: one record as one JSON text, written once, in one statement, and read whole. Beside the text
 stand the columns that it is looked up by, so that a study finds its profile among hundreds without reading them.
@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from batchscope.errors import StoreError
-from batchscope.records import AdviceData, Conditions, NoiseRun, ProfileData, from_plain, to_plain
+from batchscope.records import AdviceData, Conditions, NoiseRun, ProfileData, ScalingData, from_plain, to_plain
 from batchscope.store import exact
-from batchscope.store.base import NoiseSummary
+from batchscope.store.replies import NoiseSummary
 from batchscope.store.sqlite_studies import TABLES, StudyTables, digest
 
 LONG_FIELDS = ("measurements", "trace", "deviations", "layers", "proxies")  # what a `NoiseSummary` leaves out
 NEWEST_FIRST = "ORDER BY measured_at DESC, rowid DESC"
-Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData)
+Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData, ScalingData)
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ NOISE_RUNS = Kind(
     column="noise_run",
 )
 ADVICES = Kind("advice", AdviceData, ("fingerprint", "conditions", "question", "measured_at"), column="advice")
+SCALINGS = Kind("scaling", ScalingData, ("fingerprint", "conditions", "question", "measured_at"), column="scaling")
 
 
 class DocumentTables(StudyTables):
-    """What the contract says of profiles, noise runs and advices, on the file that `StudyTables` opened."""
+    """What the contract says of profiles, noise runs, advices and scalings, on the file that `StudyTables` opened."""
 
     # --- profiles ---
 
@@ -120,6 +121,20 @@ class DocumentTables(StudyTables):
 
     def resolve_advice(self, advice_id: str) -> str:
         return self._only(advice_id, "advice")[1]
+
+    # --- scalings ---
+
+    def save_scaling(self, data: ScalingData) -> str:
+        return self._save(SCALINGS, data)
+
+    def scalings(self, fingerprint: str | None = None) -> tuple[tuple[str, ScalingData], ...]:
+        return self._all(SCALINGS, fingerprint)
+
+    def scaling(self, scaling_id: str) -> ScalingData:
+        return self._one(SCALINGS, scaling_id)
+
+    def resolve_scaling(self, scaling_id: str) -> str:
+        return self._only(scaling_id, "scaling")[1]
 
     # --- anything with an id ---
 

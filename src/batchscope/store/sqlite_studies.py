@@ -2,7 +2,7 @@
 
 Every public method is one transaction, opened by `_read` or `_write`; BEGIN IMMEDIATE takes the file's one write lock
 before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_documents.py` adds the
-profiles, noise runs and advices, `sqlite.py` the trials.
+profiles, noise runs, advices and scalings, `sqlite.py` the trials.
 """
 
 from __future__ import annotations
@@ -20,11 +20,18 @@ from typing import Any
 from batchscope.errors import StoreError
 from batchscope.records import StudyData, StudySettings, TimingPass, TunedChoice, from_plain, to_plain
 from batchscope.store import exact
-from batchscope.store.base import SeenTask, Store, StudySummary
+from batchscope.store.base import Store
 from batchscope.store.connection import connect, translated
+from batchscope.store.replies import SeenTask, StudySummary
 
 # What has an id that users type, and the table it is kept in.
-TABLES = {"study": "studies", "profile": "profiles", "noise run": "noise_runs", "advice": "advices"}
+TABLES = {
+    "study": "studies",
+    "profile": "profiles",
+    "noise run": "noise_runs",
+    "advice": "advices",
+    "scaling": "scalings",
+}
 
 
 class StudyTables(Store):

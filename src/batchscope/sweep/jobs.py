@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,42 +34,14 @@ from batchscope.measure.samples import largest_sample, units_per_example
 from batchscope.measure.scaling import time_scaling
 from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
 from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
+from batchscope.sweep.messages import Job, TaskReference
 from batchscope.sweep.ranks import Say, leave_place, ranked, take_place
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.device import cores, pick_device, set_up
-from batchscope.training.distributed import Replicas
+from batchscope.training.distributed import Replicas, engine_of_several
 from batchscope.training.fingerprint import fingerprint
 from batchscope.training.loop import Evaluator, train
-
-
-@dataclass(frozen=True)
-class TaskReference:
-    """How a worker finds the task again: the reference, the folder and import path it was given in, and what it is."""
-
-    reference: str
-    folder: str
-    path: tuple[str, ...]
-    fingerprint: str
-
-    @staticmethod
-    def here(reference: str, fingerprint: str) -> TaskReference:
-        """The task as this process sees it."""
-        return TaskReference(reference, os.getcwd(), tuple(sys.path), fingerprint)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One piece of work: its kind (see above) and its plain arguments."""
-
-    id: str
-    kind: str
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def devices(self) -> int:
-        """How many it runs on, a process each."""
-        return self.details["spec"]["arm"]["replicas"] if self.kind == "trial" else self.details.get("devices", 1)
 
 
 def warm_up() -> None:
@@ -157,7 +129,7 @@ class Workbench:
         }
         together = {"trial": self._trial, "scaling": self._scaling}
         if "rank" in job.details and say is not None:
-            self._work_on(take_place(job.details["rank"]), True)
+            self._work_on(take_place(job.details.get("place", job.details["rank"])), True)
             with ranked(job.details, self.device, say) as replicas:
                 return together[job.kind](job.details, on_line, replicas)
         if self._placed:
@@ -197,15 +169,22 @@ class Workbench:
         return to_plain(result if beside is None else replace(result, noise_scale=beside.scale()))
 
     def _threads(self, details: dict[str, Any], _: Any) -> Any:
+        """For trials on one device, or on `world_size`: there one at a time, on a CPU a core for each replica."""
         set_up(1, self.device, self.task.precision)
+        replicas = details.get("world_size", 1)
+        sizes = sorted({max(1, size // replicas) for size in details["batch_sizes"]})  # of a replica's part
         if self.device.type == "cuda":  # one trial at a time has the card
-            threads, workers = min(4, cores()), 1
+            threads, workers = max(1, min(4, cores() // replicas)), 1
+        elif replicas > 1:
+            threads, workers = 1, 1
         else:
-            threads, _work = fastest_threads(self.task, details["batch_sizes"], self.device, cores())
+            threads, _work = fastest_threads(self.task, sizes, self.device, cores())
             workers = max(1, cores() // threads)
         set_up(threads, self.device, self.task.precision)
-        engine = fastest_engine(self.task, details["batch_sizes"], self.device)
-        conditions = set_up(threads, self.device, self.task.precision, engine)
+        engine = fastest_engine(self.task, sizes, self.device)
+        if replicas > 1:
+            engine = engine_of_several(self.task, engine)
+        conditions = set_up(threads, self.device, self.task.precision, engine, replicas)
         return {"workers": workers, "conditions": to_plain(conditions)}
 
     def _timing(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:

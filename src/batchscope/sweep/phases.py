@@ -59,13 +59,15 @@ class Phases:
         return tuple(self.notes)
 
     def _arms(self, batch_sizes: Sequence[int], rate: float | Mapping[int, float]) -> list[TrialSpec]:
-        return arms_of(batch_sizes, rate, self.settings.conditions.precision, self.stop, self.settings.seeds)
+        where = self.settings.conditions
+        return arms_of(batch_sizes, rate, where.precision, self.stop, self.settings.seeds, where.world_size)
 
     def _price(self) -> None:
         """The reference run."""
         s = self.settings
         stop = dataclasses.replace(self.stop, goal=s.goal)
-        spec = arms_of([s.own_batch_size], s.own_learning_rate, s.conditions.precision, stop, s.seeds[:1])
+        where = s.conditions
+        spec = arms_of([s.own_batch_size], s.own_learning_rate, where.precision, stop, s.seeds[:1], where.world_size)
         record = self._ran({"reference": [*spec, *self.already]})["reference"][0]
         found = crossing(record.result.trace, s.goal)
         examples = float(s.budget_examples) if found is None else found.examples
@@ -84,6 +86,7 @@ class Phases:
             s.goal,
             s.conditions.precision,
             s.tuning_seeds,
+            s.conditions.world_size,
         )
         cells = search.next_round()
         while cells:

@@ -26,10 +26,16 @@ SEED_BLOCK = 1000  # seeds of one study seed; studies with different seeds share
 TUNING_SEEDS = SEED_BLOCK - TUNING_SEED  # that a study seed has
 
 
-def default_batch_sizes(train_size: int) -> tuple[int, ...]:
-    """At most eight powers of two from 8 to a quarter of the data: each, or if need be every second, third ... one."""
+def default_batch_sizes(train_size: int, devices: int = 1) -> tuple[int, ...]:
+    """At most eight powers of two from 8 to a quarter of the data: each, or if need be every second, third ... one.
+
+    On several devices from an example a device up; all of the data where a quarter of it is less than that.
+    """
     top = max(1, train_size // 4).bit_length() - 1  # the largest power of two that fits
-    smallest = min(SMALLEST.bit_length() - 1, top)
+    least = (devices - 1).bit_length()
+    smallest = max(min(SMALLEST.bit_length() - 1, top), least)
+    if smallest > top:
+        return (min(2**smallest, train_size),)
     apart = (top - smallest) // MOST_SIZES + 1
     return tuple(2**k for k in range(smallest, top + 1, apart))
 
@@ -55,10 +61,12 @@ def arms_of(
     precision: str,
     stop: StopRule,
     seeds: Sequence[int],
+    replicas: int = 1,
 ) -> list[TrialSpec]:
     """Trials of every batch size and seed, at one learning rate or at one for each size; seeds outermost."""
     rate = learning_rate if isinstance(learning_rate, Mapping) else dict.fromkeys(batch_sizes, learning_rate)
-    return [TrialSpec(Arm(b, rate[b], precision=precision), s, stop) for s in seeds for b in batch_sizes if b in rate]
+    arms = [Arm(b, rate[b], replicas=replicas, precision=precision) for b in batch_sizes if b in rate]
+    return [TrialSpec(arm, s, stop) for s in seeds for arm in arms]
 
 
 class LearningRateSearch:
@@ -80,8 +88,9 @@ class LearningRateSearch:
         goal: Goal,
         precision: str,
         seeds: Sequence[int],
+        replicas: int = 1,
     ) -> None:
-        self.sizes, self.seeds = tuple(batch_sizes), tuple(seeds)
+        self.sizes, self.seeds, self.replicas = tuple(batch_sizes), tuple(seeds), replicas
         self.own_lr, self.stop, self.goal, self.precision = own_lr, stop, goal, precision
         self.centre = {b: round(0.5 * math.log2(b / own_batch)) for b in self.sizes}
         self.results: dict[tuple[int, int], list[TrialRecord]] = {}  # (batch size, offset from its centre)
@@ -111,7 +120,8 @@ class LearningRateSearch:
         )
 
     def _specs(self, batch_size: int, offset: int) -> list[TrialSpec]:
-        arm = Arm(batch_size, self.rate(batch_size, offset), precision=self.precision)
+        rate = self.rate(batch_size, offset)
+        arm = Arm(batch_size, rate, replicas=self.replicas, precision=self.precision)
         return [TrialSpec(arm, seed, self._capped(batch_size)) for seed in self.seeds]
 
     def _capped(self, batch_size: int) -> StopRule:

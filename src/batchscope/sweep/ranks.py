@@ -32,13 +32,16 @@ WAITING = ("autograd", "distributed", "nn/parallel")  # torch's folders in which
 CORES = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()  # when the process began
 
 
-def take_place(rank: int) -> torch.device:
-    """The device of a rank on this machine, which this process works on from now on: its own card, or its own core."""
+def take_place(number: int | None) -> torch.device:
+    """The device of a rank, which this process works on from now on: this machine's card or core of that number.
+
+    None: whoever started the process has given it its place, the one card that it sees, or the cores that it may use.
+    """
     if torch.cuda.is_available():
-        torch.cuda.set_device(rank)
-        return torch.device("cuda", rank)
-    if CORES:
-        os.sched_setaffinity(0, {CORES[rank % len(CORES)]})
+        torch.cuda.set_device(number or 0)
+        return torch.device("cuda", number or 0)
+    if CORES and number is not None:
+        os.sched_setaffinity(0, {CORES[number % len(CORES)]})
     return torch.device("cpu")
 
 

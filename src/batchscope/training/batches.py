@@ -355,8 +355,11 @@ def units_in(task: Task, batch: Batch) -> int:
     return examples_in(batch)
 
 
-def split(batch: Batch, size: int) -> list[Batch]:
-    """A batch cut along its first dimension into micro-batches of `size` examples, the last one possibly shorter."""
+def split(batch: Batch, size: int | list[int]) -> list[Batch]:
+    """A batch cut along its first dimension into micro-batches of `size` examples, the last one possibly shorter.
+
+    `size`: or the sizes of all of them, which add up to the batch's.
+    """
     if isinstance(batch, torch.Tensor):
         return list(batch.split(size)) if batch.dim() > 0 else [batch]
     if isinstance(batch, (Mapping, tuple, list)):

@@ -26,6 +26,7 @@ from batchscope.records import Evaluation, TrialSpec, from_plain, to_plain
 from batchscope.training.device import is_out_of_memory
 from batchscope.training.distributed import Replicas
 from batchscope.training.seeding import rng_state, set_rng_state
+from batchscope.training.sharding import packed, root_of, unpacked
 
 
 @dataclass
@@ -56,6 +57,9 @@ class Checkpoint:
         self, spec: TrialSpec, position: Position, parts: dict[str, Any], replicas: Replicas | None = None
     ) -> None:
         """Write everything; `parts` are named objects with a `state_dict`. With replicas all call it, rank 0 writes."""
+        pieces = None
+        if replicas is not None and root_of(parts["model"]) is not None:
+            pieces = replicas.at_lead(packed(_held(position, parts)))
         streams = [rng_state()] if replicas is None else replicas.at_lead(rng_state())
         if streams is None:
             return
@@ -63,11 +67,9 @@ class Checkpoint:
             "key": spec.key(),
             "position": [position.step, position.examples, position.epoch, position.batch],
             "trace": json.dumps(to_plain(position.trace)),
-            "best_state": position.best_state,
-            "parts": {name: _plain(part.state_dict()) for name, part in parts.items()},
-            "buffers": _buffers(parts),
             "rng": streams,
         }
+        state |= _held(position, parts) if pieces is None else {"pieces": pieces}
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +92,16 @@ class Checkpoint:
         With replicas all call it: rank 0 reads, and the others get what it read.
         """
         state = self._read(spec) if replicas is None or replicas.leads else None
+        root = root_of(parts.get("model"))
+        if state is not None and ("pieces" in state) != (root is not None):
+            state = None
+        pieces = state.pop("pieces", None) if state is not None else None
         if replicas is not None:
             state = replicas.from_lead(state)
         if state is None:
             return None
+        if replicas is not None and root is not None:
+            state |= unpacked(replicas.to_each(pieces), root)
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         for name, saved in state["buffers"].items():
@@ -120,6 +128,15 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
         for leftover in self.path.parent.glob(f"{glob.escape(self.path.stem)}.*.tmp"):
             leftover.unlink(missing_ok=True)
+
+
+def _held(position: Position, parts: dict[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint holds the model and its optimiser; of a sharded model, this rank's pieces."""
+    return {
+        "best_state": position.best_state,
+        "parts": {name: _plain(part.state_dict()) for name, part in parts.items()},
+        "buffers": _buffers(parts),
+    }
 
 
 def _buffers(parts: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:

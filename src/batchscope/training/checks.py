@@ -54,8 +54,8 @@ def check_task(task: Task) -> CheckedTask:
     return CheckedTask(name, components, metrics)
 
 
-def check_batch_sizes(task: Task, batch_sizes: Sequence[Any]) -> tuple[int, ...]:
-    """Sorted batch sizes, or UsageError / TaskError for one that the data or the model cannot take."""
+def check_batch_sizes(task: Task, batch_sizes: Sequence[Any], devices: int = 1) -> tuple[int, ...]:
+    """Sorted batch sizes, or UsageError / TaskError for one that the data, the model or the devices cannot take."""
     for size in batch_sizes:
         if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
             raise UsageError(f"expected batch sizes that are whole numbers from 1 up, got {size!r}: remove it")
@@ -73,8 +73,14 @@ def check_batch_sizes(task: Task, batch_sizes: Sequence[Any]) -> tuple[int, ...]
             f"expected each batch size once, got {repeated} {sizes.count(repeated)} times: remove the repeats"
         )
     for size in sizes:
-        if size == 1 or task.train_size % size == 1:
-            _check_single_example(task, size)
+        if size < devices:
+            raise UsageError(
+                f"expected batch sizes of at least {devices} examples on {devices} devices, got {size}: remove it, or "
+                "use fewer devices"
+            )
+        parts = devices if task.batch_norm == "per replica" else 1
+        if any(0 < examples < 2 * parts for examples in (size, task.train_size % size)):
+            _check_single_example(task, size, parts)
     return tuple(sizes)
 
 
@@ -325,8 +331,11 @@ def _check_first_step(task: Task) -> None:
         raise _refusal(task, "model() to make a fresh model each time", came, instead)
 
 
-def _check_single_example(task: Task, size: int) -> None:
-    """Batch norm cannot train on one example: a batch of 1, or a last short batch of 1, is refused with the reason."""
+def _check_single_example(task: Task, size: int, devices: int = 1) -> None:
+    """Batch norm cannot train on one example: a batch, or a last short one, that leaves a device with 1 is refused.
+
+    `devices`: on which it sees their parts of a batch.
+    """
     seed_everything(0)
     model = make_model(task, CPU)
     try:
@@ -336,8 +345,10 @@ def _check_single_example(task: Task, size: int) -> None:
     except Exception as error:
         norm = any("BatchNorm" in type(module).__name__ for module in model.modules())
         why = "batch norm has no variance over one example" if norm else f"the model raised {_text(error)}"
-        short = f"batch size {size} (its last batch of an epoch is 1 of {task.train_size} examples)"
-        came = "a batch size of 1" if size == 1 else short
+        last = task.train_size % size
+        short = f"batch size {size} (its last batch of an epoch is {last} of {task.train_size} examples)"
+        came = f"a batch size of {size}" if size < 2 * devices else short
+        came += f" on {devices} devices, so that one of them gets 1 example" * (devices > 1)
         raise _refusal(
             task, "batch sizes that the model can train at", f"{came}, where {why}", "leave it out"
         ) from error

@@ -47,7 +47,9 @@ def keep_freed_memory() -> str:
     return "glibc, no mmap, no trim" if kept else "default"
 
 
-def set_up(threads: int, device: torch.device, precision: str = "fp32", engine: Engine = PLAIN) -> Conditions:
+def set_up(
+    threads: int, device: torch.device, precision: str = "fp32", engine: Engine = PLAIN, world_size: int = 1
+) -> Conditions:
     """Fix threads, determinism and allocator for this process; returns the conditions it now works under.
 
     The engine's switches are set trial by trial (`training/engine.py`); here they are only written down.
@@ -64,6 +66,7 @@ def set_up(threads: int, device: torch.device, precision: str = "fp32", engine: 
         device_name=device_name(device),
         precision=precision,
         threads=threads,
+        world_size=world_size,
         deterministic=deterministic,
         allocator=allocator,
         platform=f"{platform.system()} {platform.machine()}",
@@ -113,6 +116,11 @@ def device_name(device: torch.device) -> str:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def devices_here() -> int:
+    """How many replicas this machine can train at once: one for each card, or else for each processor core."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else cores()
 
 
 def now(device: torch.device) -> float:

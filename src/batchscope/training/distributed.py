@@ -7,8 +7,9 @@ batch and unequal token counts included. `DistributedDataParallel` averages over
 the backward pass), so every process weighs its loss by N n_r / n. Parts are consecutive examples of the same global
 batch, with sizes that differ by at most one; a process whose part is empty adds zeros, and its model sees nothing.
 
-Batch norm sees the parts: replicas change the mathematics there, and are part of the trial. Each replica keeps running
-statistics of its own, and those of rank 0 are evaluated with. Dropout draws from a stream of each rank's own.
+Batch norm sees the parts, unless the task asks for it synchronised (`batch_norm.py`): replicas change the mathematics
+there, and are part of the trial. Each replica keeps running statistics of its own, and those of rank 0 are evaluated
+with. Dropout draws from a stream of each rank's own. A model too large for one device is sharded (`sharding.py`).
 
 Rank 0 evaluates, decides nothing alone (every rank follows from the same trace), and writes the checkpoint.
 """
@@ -16,6 +17,7 @@ Rank 0 evaluates, decides nothing alone (every rank follows from the same trace)
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -73,6 +75,12 @@ class Replicas:
         dist.gather_object(value, held, dst=0)
         return held
 
+    def to_each(self, values: list[Any] | None) -> Any:
+        """On every rank its own of the values that rank 0 hands in, by rank."""
+        held: list[Any] = [None]
+        dist.scatter_object_list(held, values if self.leads else None, src=0)
+        return held[0]
+
 
 class SharedLoss(nn.Module):
     """A model and its loss as one module, so that DDP averages the gradients of whatever the task's step calls."""
@@ -104,9 +112,11 @@ def shared(model: nn.Module, loss_of: LossOf, replicas: Replicas, unused: Collec
     )
 
 
-def averaging(module: DistributedDataParallel, now: bool) -> AbstractContextManager[Any]:
-    """Inside, a backward pass averages over the replicas at its end, or adds up without."""
-    return contextlib.nullcontext() if now else module.no_sync()
+def averaging(together: Callable[[Batch], torch.Tensor], now: bool) -> AbstractContextManager[Any]:
+    """Inside, a backward pass averages over the replicas at its end, or adds up; sharded, it always averages."""
+    if now or not isinstance(together, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return together.no_sync()
 
 
 def refuse(task: Task, batch_size: int, replicas: int, engine: Engine, watched: bool = False) -> None:
@@ -118,8 +128,23 @@ def refuse(task: Task, batch_size: int, replicas: int, engine: Engine, watched: 
         )
     if engine.graphed:
         raise CannotAnswer("expected no graphed engine on several devices: their steps cannot be replayed")
+    together = "shard=True" if task.shard else 'batch_norm="synchronised"' if task.batch_norm != "per replica" else ""
+    if together and (engine.compiled or (task.shard and engine.channels_last)):
+        switch = "compiled" if engine.compiled else "channels_last"
+        raise CannotAnswer(f"task {task.name!r}: expected no {switch} engine with {together} on several devices")
     if watched:
         raise CannotAnswer("expected one device for a watched trial: its gradient noise is measured on one only")
+
+
+def engine_of_several(task: Task, engine: Engine) -> Engine:
+    """The engine without the switches that `refuse` would refuse."""
+    together = task.shard or task.batch_norm != "per replica"
+    return dataclasses.replace(
+        engine,
+        graphed=False,
+        compiled=engine.compiled and not together,
+        channels_last=engine.channels_last and not task.shard,
+    )
 
 
 # --- meeting ---

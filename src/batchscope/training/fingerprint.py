@@ -8,6 +8,7 @@ Components, each hashed by itself so that a change can be named:
     schedule     its own settings, and all the optimiser's over a horizon of 1000 steps
     goal         goal, unit, metric names
     precision    precision
+    sharing      how replicas share the model, where it is not as usual (batch norm per replica, weights whole)
     versions     torch's version and the training loop's
 The same task gives the same fingerprint on the same kind of machine; other hardware rounds differently, and then its
 trials are rightly not mixed.
@@ -50,12 +51,19 @@ def fingerprint(task: Task) -> tuple[str, dict[str, str]]:
         }
     finally:
         torch.set_num_threads(threads)
+    if task.shard or task.batch_norm != "per replica":
+        components["sharing"] = _hash(task.batch_norm, task.shard)
     return _hash(*[f"{k}={v}" for k, v in sorted(components.items())]), components
 
 
 def changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """Names of the components that differ, in plain words."""
-    words = {"gradient": "model, loss or metrics", "parameters": "the model's parameters", "data": "the data"}
+    words = {
+        "gradient": "model, loss or metrics",
+        "parameters": "the model's parameters",
+        "data": "the data",
+        "sharing": "how replicas share the model (batch_norm, shard)",
+    }
     return [words.get(k, f"the {k}") for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
 
 

@@ -27,7 +27,15 @@ from batchscope.training.device import is_out_of_memory
 from batchscope.training.distributed import Replicas, refuse
 from batchscope.training.engine import PLAIN
 from batchscope.training.seeding import seed_everything, seed_rank
-from batchscope.training.step import SharedStep, evaluate, make_model, make_shared_step, make_step
+from batchscope.training.sharding import norm_of
+from batchscope.training.step import (
+    SharedStep,
+    evaluate,
+    make_model,
+    make_shared_model,
+    make_shared_step,
+    make_step,
+)
 
 Crossed = Callable[[Sequence[Evaluation], Goal], bool]
 Watch = Callable[[torch.nn.Module, torch.optim.Optimizer], Callable[[Batch], None]]
@@ -72,7 +80,8 @@ def train(
         watch: (model, optimizer) -> what is called with each batch when its gradient is complete, before clipping. It
             must leave weights, gradients and generators as they are; with a graphed engine it is not called.
         replicas: this process among those that train the trial together; all of them call this, with the same spec.
-            Rank 0 evaluates, writes the checkpoint and reports; the others get the same trace. Not with `watch`.
+            Rank 0 evaluates (all do where weights are sharded), writes the checkpoint and reports; the others get the
+            same trace. Not with `watch`.
 
     Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text.
     """
@@ -125,7 +134,10 @@ class _Trial:
         if replicas is not None:
             refuse(task, min(arm.batch_size, task.train_size), replicas.size, engine, watch is not None)
         seed_everything(spec.seed)
-        self.model = make_model(task, device, engine)
+        if replicas is None:
+            self.model = make_model(task, device, engine)
+        else:
+            self.model = make_shared_model(task, device, engine, replicas)
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.initial = [p.detach().clone() for p in self.weights]
         optimizer = task.optimizer(self.model, arm.learning_rate)
@@ -181,14 +193,15 @@ class _Trial:
     def look(self, update_norm: float, on_evaluation: Callable[[Evaluation], None] | None) -> str | None:
         """Evaluate, add a line to the trace, and say why the trial ends here, if it does."""
         position, leads = self.position, self.replicas is None or self.replicas.leads
+        needed = leads or self.task.shard
         if self.replicas is None:
             line = self.evaluated(update_norm)
         else:
-            line = self.replicas.from_lead(self.evaluated(update_norm) if leads else None)
+            line = self.replicas.from_lead(self.evaluated(update_norm) if needed else None)
         position.trace.append(line)
         if on_evaluation is not None and leads:
             on_evaluation(line)
-        if self.evaluator.test is not None and leads and _best(position.trace) is line:
+        if self.evaluator.test is not None and needed and _best(position.trace) is line:
             position.best_state = mapped(self.model.state_dict(), torch.clone)
         return self.why_ended()
 
@@ -251,6 +264,5 @@ def _best(trace: Sequence[Evaluation]) -> Evaluation:
 
 
 def norm_of_difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor] | None) -> float:
-    """|a - b|_2 over all tensors (|a|_2 where b is None), summed in double precision."""
-    parts = a if b is None else [x - y for x, y in zip(a, b, strict=True)]
-    return math.hypot(*(float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64)) for p in parts))
+    """|a - b|_2 over all tensors (|a|_2 where b is None), in double precision; if sharded, every rank calls this."""
+    return norm_of(a if b is None else [x - y for x, y in zip(a, b, strict=True)])

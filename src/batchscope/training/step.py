@@ -21,11 +21,14 @@ import torch
 
 from batchscope.records import Engine
 from batchscope.task import Batch, Task
+from batchscope.training.batch_norm import norms_of, synchronised
 from batchscope.training.batches import FixedBatches, examples_in, mapped, split, units_in
 from batchscope.training.distributed import LossOf, Replicas, averaging, shared
 from batchscope.training.engine import PLAIN, channels_innermost, compiled, prepared_model
 from batchscope.training.graphs import GraphedStep, Step, refusal
+from batchscope.training.in_step import Apart, InStep
 from batchscope.training.seeding import drawing_from, torch_drawing_from
+from batchscope.training.sharding import gathered, loss_under, root_of, sharded
 
 SharedStep = Callable[[Batch, int], None]
 
@@ -40,6 +43,17 @@ def make_model(task: Task, device: torch.device, engine: Engine = PLAIN) -> torc
     """
     model = task.model().to(device)
     return prepared_model(model if model.training else model.train(), engine)
+
+
+def make_shared_model(task: Task, device: torch.device, engine: Engine, replicas: Replicas) -> torch.nn.Module:
+    """The same for one of several replicas: batch norm synchronised, weights in pieces on the devices, as asked for.
+
+    Made before the optimiser, which then holds the pieces.
+    """
+    model = make_model(task, torch.device("cpu") if task.shard else device, engine)
+    if task.batch_norm == "synchronised":
+        model = synchronised(model, device)
+    return sharded(model, replicas) if task.shard else model
 
 
 def make_step(
@@ -99,22 +113,27 @@ def make_shared_step(
     """The same on this replica's part of every batch; gradients are those of the whole batch (`distributed`).
 
     What it returns takes the part and how many examples the whole batch has. Counted units (tokens) are summed over
-    the replicas in every step. With micro-batches, of `micro_batch_size` examples on each replica, only the last one's
-    backward pass averages.
+    the replicas in every step. With micro-batches, of at most `micro_batch_size` examples on each replica, only the
+    last one's backward pass averages; with sharded weights, every one's. `model`: from `make_shared_model`.
     """
-    loss_of = loss_function(task, model, precision, engine)
-    together, finish = shared(model, loss_of, replicas, unused_in(task, model, loss_of)), _finish(task, optimizer)
-    counted = task.count is not None or task.unit == "tokens"
+    loss_of, root = loss_function(task, model, precision, engine), root_of(model)
+    if root is None:
+        together = shared(model, loss_of, replicas, unused_in(task, model, loss_of))
+    else:
+        together = loss_under(root, loss_of)
+    in_step = root is not None or len(norms_of(model)) > 0
+    passes = InStep(task, model, replicas, micro_batch_size) if in_step else Apart(micro_batch_size)
+    counted, finish = task.count is not None or task.unit == "tokens", _finish(task, optimizer)
 
     def step(part: Batch, whole: int) -> None:
         optimizer.zero_grad()
-        own = examples_in(part) if part is not None else 0
-        pieces = split(part, micro_batch_size or own) if own > 0 else [None]
+        pieces = passes.pieces(part, whole)
         units = [units_in(task, piece) if piece is not None else 0 for piece in pieces]
         total = max(1, replicas.total(sum(units)) if counted else whole)
         for k, (piece, n) in enumerate(zip(pieces, units, strict=True)):
-            with averaging(together, replicas.averages and k == len(pieces) - 1):
-                loss = together(piece if n > 0 else None)
+            now = replicas.averages and k == len(pieces) - 1
+            with averaging(together, now), passes.taking(piece, n) as seen:
+                loss = together(seen)
                 (loss * (replicas.size * n / total)).backward()
             replicas.done += 1
         finish()
@@ -165,8 +184,12 @@ def evaluate(task: Task, model: torch.nn.Module, batches: Iterable[Batch], preci
     """Mean loss and metrics over all examples (token-weighted for the loss with unit="tokens"), in eval mode.
 
     A chunk whose loss is not finite ends the evaluation: everything is nan, and no metric sees such outputs. A chunk
-    in which no unit counts has no mean and is left out.
+    in which no unit counts has no mean and is left out. For a sharded model, every rank calls this with equal batches.
     """
+    return gathered(model, lambda: _evaluated(task, model, batches, precision))
+
+
+def _evaluated(task: Task, model: torch.nn.Module, batches: Iterable[Batch], precision: str) -> dict[str, float]:
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
     sums: dict[str, float] = {}

@@ -11,26 +11,49 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from batchscope.errors import CannotAnswer
+from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import Conditions, from_plain
 from batchscope.store.base import Store
 from batchscope.store.owner import Owner
+from batchscope.sweep.executors import launched
 from batchscope.sweep.executors.base import Done, Executor, Line, Refused
+from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.executors.inline import InlineExecutor
+from batchscope.sweep.executors.launched import LaunchedExecutor
 from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import Job
 from batchscope.sweep.runner import Listener, as_error
 from batchscope.task import Task
-from batchscope.training.device import pick_device, remember_settings, set_up
+from batchscope.training.device import devices_here, pick_device, remember_settings, set_up
 
 CLAIM_SECONDS = 600.0  # longer than a job is silent; a process that is gone loses its claim at once
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0  # without a sign of life a job that is not a trial counts as hung (a guess)
 
 
-def executor_for(task: Task | str) -> Executor:
+def executor_for(task: Task | str, devices: int = 1) -> Executor:
     """Worker processes for a task that they can find; this process for one that they cannot."""
+    if isinstance(task, str) and devices > 1:
+        return LaunchedExecutor(launched.driven) if launched.driven is not None else GroupExecutor(None, devices)
     return LocalExecutor(None, 1) if isinstance(task, str) else InlineExecutor(task)
+
+
+def check_devices(task: Task | str, devices: int) -> None:
+    """Refuse a number of devices on which the task cannot be trained."""
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise UsageError(f"expected a number of devices from 1 up, got {devices!r}: write --devices 2")
+    if devices > 1 and not isinstance(task, str):
+        raise UsageError(
+            f"expected a reference to the task for {devices} devices, got a {type(task).__name__} object, which no "
+            'other process can load: put the task into a file and write "path.py:function"'
+        )
+    most = devices_here()
+    if devices > most and launched.driven is None:
+        kind = "card" if pick_device().type == "cuda" else "processor core"
+        raise CannotAnswer(
+            f"expected at most {most} device{'s' * (most > 1)} on this machine, a {kind} each, got {devices}: write "
+            f"--devices {most}, or run the command on more machines under torchrun"
+        )
 
 
 @contextmanager
@@ -52,13 +75,16 @@ def machine(store: Store, hear: Listener, alone: bool = False) -> Generator[Call
         store.free_machine(owner)
 
 
-def chosen(store: Store, fingerprint: str) -> tuple[int, Conditions] | None:
-    """Workers and conditions as an earlier study, profile or advice of this task chose them on a machine like this."""
+def chosen(store: Store, fingerprint: str, devices: int = 1) -> tuple[int, Conditions] | None:
+    """Workers and conditions as an earlier study, profile or advice of this task chose them on a machine like this.
+
+    And for as many devices.
+    """
     studies = [store.study(s.id) for s in store.studies() if s.fingerprint == fingerprint]
     before = [(s.workers, s.conditions) for s in studies]
     before += [(p.workers, p.conditions) for _, p in store.profiles(fingerprint) if p.workers is not None]
     before += [(a.workers, a.conditions) for _, a in store.advices(fingerprint)]
-    return next((choice for choice in before if is_here(choice[1])), None)
+    return next((choice for choice in before if is_here(choice[1], devices)), None)
 
 
 def reference_in(store: Store, fingerprint: str) -> float | None:
@@ -70,20 +96,22 @@ def reference_in(store: Store, fingerprint: str) -> float | None:
     return next((run.crossed_at for _, run in store.noise_runs(fingerprint) if run.crossed_at is not None), None)
 
 
-def is_here(conditions: Conditions) -> bool:
-    """Whether work done here, set up alike, is done under these conditions."""
-    put_back = remember_settings()
+def is_here(conditions: Conditions, devices: int = 1) -> bool:
+    """Whether work done here on so many devices, set up alike, is done under these conditions."""
+    put_back, like = remember_settings(), conditions
     try:
-        return set_up(conditions.threads, pick_device(), conditions.precision, conditions.engine) == conditions
+        return set_up(like.threads, pick_device(), like.precision, like.engine, devices) == conditions
     finally:
         put_back()
 
 
-def choose(executor: Executor, task: Task, batch_sizes: Sequence[int], hear: Listener) -> tuple[int, Conditions]:
-    """A short measurement of the task's own and the largest batch size."""
+def choose(
+    executor: Executor, task: Task, batch_sizes: Sequence[int], hear: Listener, devices: int = 1
+) -> tuple[int, Conditions]:
+    """A short measurement of the task's own and the largest batch size; of a replica's part on several devices."""
     sizes = sorted({task.batch_size, batch_sizes[-1]})
     hear("phase", {"roles": {"choosing workers, threads and engine": 1}, "trials": 0})
-    found = call(executor, Job("threads", "threads", {"batch_sizes": sizes}))
+    found = call(executor, Job("threads", "threads", {"batch_sizes": sizes, "world_size": devices}))
     return found["workers"], from_plain(Conditions, found["conditions"])
 
 
@@ -114,7 +142,7 @@ def call(
                 break
             alive = time.monotonic() if events else alive
             if time.monotonic() - alive > patience and not hung:
-                hung = _ended(executor)
+                hung = executor.kill()
             beat()
         if isinstance(end, Done):
             return end.result
@@ -127,11 +155,3 @@ def call(
             )
         reason = end.reason
     raise CannotAnswer(f"expected a worker to do the task's {job.kind} job, it died twice: {reason}")
-
-
-def _ended(executor: Executor) -> bool:
-    """End a hung worker; a job in this process cannot be ended."""
-    if isinstance(executor, LocalExecutor):
-        executor.kill()
-        return True
-    return False

@@ -20,7 +20,7 @@ from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.ceiling import MOST_PROBES
-from batchscope.verbs.machine import reference_in
+from batchscope.verbs.machine import check_devices, reference_in
 from batchscope.verbs.profile import MOST_SECONDS, ROUNDS, ask, grid
 from batchscope.verbs.request import Request, prepare
 
@@ -34,6 +34,7 @@ WINDOW_SECONDS = 0.02  # of steps timed at each batch size: quick, an estimate i
 
 def price(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any) -> dict[str, Any]:
     """The plan of `study(task, **asked)` as plain data; nothing is trained and nothing stored."""
+    check_devices(task, asked.get("devices", 1))
     with drawing_from(0):  # a notebook keeps its random numbers
         request = prepare(task, **asked)
         reference = _stored_reference(request, store)
@@ -42,6 +43,7 @@ def price(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any
         plan: dict[str, Any] = {
             "task": request.task.name,
             "batch_sizes": list(request.batch_sizes),
+            "devices": request.devices,
             "policies": list(request.policies),
             "seeds": list(request.seeds),
             "trials": {role: n * len(request.batch_sizes) for role, n in per_size.items()},
@@ -91,12 +93,17 @@ def _stored_reference(request: Request, store: str | Path) -> float | None:
 
 
 def _seconds(request: Request, trials: int) -> float:
-    """So many trials of each batch size, at step times measured now, shared by one worker a core."""
+    """So many trials of each batch size, at step times measured now, shared by one worker a core.
+
+    On several devices, one trial at a time, and a step takes what one device's part of it does: averaging comes on top.
+    """
     device = pick_device()
     clock = StepClock(request.task, device, request.task.precision)
     steps = {size: math.ceil(request.stop.budget_examples / size) for size in request.batch_sizes}
-    once = sum(clock.window(size, clock.steps_for(size, WINDOW_SECONDS)) * steps[size] for size in steps)
-    workers = cores() if request.reference is not None and device.type == "cpu" else 1
+    parts = {size: math.ceil(size / request.devices) for size in steps}
+    once = sum(clock.window(part, clock.steps_for(part, WINDOW_SECONDS)) * steps[size] for size, part in parts.items())
+    spread = request.reference is not None and request.devices == 1 and device.type == "cpu"
+    workers = cores() if spread else 1
     return once * trials / workers
 
 
@@ -111,9 +118,10 @@ def _sentences(plan: dict[str, Any], request: Request) -> list[str]:
     )
     sizes = ", ".join(map(str, plan["batch_sizes"]))
     epochs = budget / request.task.train_size
+    on = f" on {request.devices} devices" * (request.devices > 1)
     time, disk = words.seconds(most["seconds"]), f"{most['bytes'] / 1e6:.1f} MB"
     return [
-        f"{plan['task']}: batch sizes {sizes}; {len(plan['seeds'])} seeds; {' and '.join(plan['policies'])}.",
+        f"{plan['task']}: batch sizes {sizes}; {len(plan['seeds'])} seeds; {' and '.join(plan['policies'])}{on}.",
         f"{trials['held']} held trials, a search of at least {trials['tuning']} trials, {trials['tuned']} tuned "
         f"trials; each at most {budget:,} examples ({epochs:.1f} epochs).",
         f"At most {most['examples']:,} examples ({in_runs}), about {time} and {disk}; "

@@ -1,4 +1,4 @@
-"""`report`: the page of a stored study, profile, noise run or advice, drawn again. Needs no torch and runs nothing."""
+"""`report`: the page of whatever has an id in the store, drawn again. Needs no torch and runs nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from typing import TypeVar
 from batchscope.analysis.advice import analyse_advice
 from batchscope.analysis.noise import analyse_noise
 from batchscope.analysis.profile import analyse_profile
+from batchscope.analysis.scaling_answer import analyse_scaling
 from batchscope.analysis.table import analyse
 from batchscope.errors import CannotAnswer
-from batchscope.records import Advice, AdviceData, NoiseResult, NoiseRun, ProfileResult, StudyResult
-from batchscope.report import html
+from batchscope.records import (
+    Advice,
+    AdviceData,
+    NoiseResult,
+    NoiseRun,
+    ProfileResult,
+    ScalingData,
+    ScalingResult,
+    StudyResult,
+)
+from batchscope.report import html, scaling_words
 from batchscope.report.advice_html import write_advice
 from batchscope.report.advice_words import worded
 from batchscope.report.noise_html import write_noise
@@ -21,11 +31,11 @@ from batchscope.report.profile_html import write_profile
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 
-R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice)
+R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice, ScalingResult)
 
 
 def write_report(study: str, *, store: str | Path = "batchscope.db", path: str | Path | None = None) -> Path:
-    """Write the page of `study`, an id or its beginning: a study, profile, noise run or advice. Returns its path."""
+    """Write the page of `study`, an id or its beginning, of whatever the store keeps. Returns its path."""
     with open_store(store, read_only=True) as opened:
         kind, found = opened.resolve_any(study)
 
@@ -44,6 +54,12 @@ def write_report(study: str, *, store: str | Path = "batchscope.db", path: str |
             advice = opened.advice(found)
             page = where(f"{advice.task}-advice")
             return write_advice(dataclasses.replace(advice_answer(advice), report=str(page)), page)
+        if kind == "scaling":
+            from batchscope.report.scaling_html import write_scaling
+
+            scaling = opened.scaling(found)
+            page = where(f"{scaling.task}-scaling")
+            return write_scaling(dataclasses.replace(scaling_answer(opened, scaling), report=str(page)), page)
         data = opened.study_data(found)
     page = where(data.settings.task)
     return html.write_report(dataclasses.replace(analyse(data), report=str(page)), data, page)
@@ -59,6 +75,13 @@ def noise_answer(store: Store, run: NoiseRun) -> NoiseResult:
 def advice_answer(data: AdviceData) -> Advice:
     """The answer that an advice's data give, its sentences and its snippet included."""
     return worded(analyse_advice(data))
+
+
+def scaling_answer(store: Store, data: ScalingData) -> ScalingResult:
+    """The answer that a scaling's windows give, joined with the steps of the study that it names, if it is here."""
+    study_id = next((summary.id for summary in store.studies() if summary.id == data.study_id), None)
+    study = None if study_id is None else store.study_data(study_id)
+    return scaling_words.worded(analyse_scaling(data, study))
 
 
 def drawn(result: R, path: str | Path, write: Callable[[R, Path], Path], hear: Callable[[str, dict], None]) -> R:

@@ -10,6 +10,8 @@ from batchscope.records import StopRule
 from batchscope.sweep.plan import default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
 from batchscope.task import Task, load_task
 from batchscope.training.checks import CheckedTask, check_batch_sizes, check_task
+from batchscope.training.distributed import refuse
+from batchscope.training.engine import PLAIN
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Request:
     tuning_seeds: tuple[int, ...]
     patience_epochs: float
     budget: float | None  # reference runs
+    devices: int = 1
 
     @property
     def stop(self) -> StopRule:
@@ -42,6 +45,7 @@ def prepare(
     patience: float = 5.0,
     seed: int = 0,
     budget: float | None = None,
+    devices: int = 1,
 ) -> Request:
     """Check a task and what is asked of it, before any training. See `study` for the arguments."""
     policies = {"held": ("held",), "tuned": ("tuned",), "both": ("held", "tuned")}.get(policy)
@@ -64,8 +68,8 @@ def prepare(
     if not isinstance(loaded, Task):
         raise UsageError(f"expected a task reference or a bs.Task, got {type(loaded).__name__}: write study('digits')")
     checked = check_task(loaded)
-    sizes = check_batch_sizes(
-        loaded, batch_sizes if batch_sizes is not None else default_batch_sizes(loaded.train_size)
-    )
+    refuse(loaded, loaded.batch_size, devices, PLAIN)  # the reference run is at its own batch size
+    asked = batch_sizes if batch_sizes is not None else default_batch_sizes(loaded.train_size, devices)
+    sizes = check_batch_sizes(loaded, asked, devices)
     own_seeds, own_tuning = seeds_of(seed, seeds), tuning_seeds_of(seed)
-    return Request(loaded, reference, checked, sizes, policies, own_seeds, own_tuning, float(patience), budget)
+    return Request(loaded, reference, checked, sizes, policies, own_seeds, own_tuning, float(patience), budget, devices)

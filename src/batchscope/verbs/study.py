@@ -19,6 +19,7 @@ from pathlib import Path
 from batchscope.analysis.table import analyse
 from batchscope.analysis.target import HOLDS_FOR
 from batchscope.errors import CannotAnswer, UsageError
+from batchscope.measure.coupling import replica_norms
 from batchscope.records import (
     Conditions,
     Goal,
@@ -39,7 +40,7 @@ from batchscope.sweep.runner import Listener, Runner
 from batchscope.task import Task
 from batchscope.training.fingerprint import changed
 from batchscope.training.seeding import drawing_from
-from batchscope.verbs.machine import choose, chosen, executor_for, machine
+from batchscope.verbs.machine import check_devices, choose, chosen, executor_for, machine
 from batchscope.verbs.report import default_path, drawn
 from batchscope.verbs.request import Request, prepare
 from batchscope.verbs.timing import stored_timing, timing_pass
@@ -59,6 +60,7 @@ def study(
     patience: float = 5.0,
     seed: int = 0,
     budget: float | None = None,
+    devices: int = 1,
     store: str | Path = DEFAULT_STORE,
     report: str | Path | None = None,
     draw: bool = True,
@@ -78,6 +80,8 @@ def study(
         seed: which block of seeds; studies with different seeds share no randomness.
         budget: most that may be spent, in reference runs, the reference run included; trials that might not fit are
             left out, and said to be.
+        devices: how many train a trial together, each a part of every batch; processes of this machine, which load
+            the task by its reference. Batch sizes are global all the same.
         store: the SQLite file; an existing one is continued.
         report: where to write the HTML page; default: beside the store. `draw=False` writes none.
         checkpoint_seconds: how often a running trial is saved.
@@ -88,12 +92,12 @@ def study(
     Returns: the rows, claims and fitted law, as in `--json`. Raises BatchscopeError with one sentence.
     """
     hear: Listener = listen or (lambda kind, details: None)
-    with drawing_from(0), executor_for(task) as executor:  # drawing_from: a notebook keeps its random numbers
-        request = prepare(
-            task, batch_sizes=batch_sizes, policy=policy, seeds=seeds, patience=patience, seed=seed, budget=budget
-        )
+    asked = {"policy": policy, "seeds": seeds, "patience": patience, "seed": seed, "budget": budget}
+    check_devices(task, devices)
+    with drawing_from(0), executor_for(task, devices) as executor:  # drawing_from: a notebook keeps its random numbers
+        request = prepare(task, batch_sizes=batch_sizes, devices=devices, **asked)
         _check_timing(timing, request)
-        if isinstance(executor, LocalExecutor) and request.reference is not None:
+        if request.reference is not None:
             executor.serve(TaskReference.here(request.reference, request.checked.fingerprint))
         with open_store(store) as opened:
             notes = _remember(opened, request)
@@ -135,6 +139,11 @@ def _remember(store: Store, request: Request) -> list[str]:
     if request.reference is None:
         notes.append(
             "The task came as an object: its trials ran in this process, one at a time; a file uses all cores."
+        )
+    if request.devices > 1 and (norms := replica_norms(request.task)):
+        notes.append(
+            f"Batch norm ({len(norms)} layer{'s' * (len(norms) > 1)}) sees a device's own part of a batch, one of "
+            f'{request.devices}: that is not the training of one device. bs.Task(batch_norm="synchronised") would be.'
         )
     return notes
 
@@ -186,7 +195,10 @@ def _settled(
     finds that another command has chosen otherwise follows it.
     """
     with machine(store, hear):
-        choice = chosen(store, request.checked.fingerprint) or choose(executor, request.task, request.batch_sizes, hear)
+        fingerprint, devices = request.checked.fingerprint, request.devices
+        choice = chosen(store, fingerprint, devices) or choose(
+            executor, request.task, request.batch_sizes, hear, devices
+        )
         if request.task.goal is not None:
             settings = _settings(request, request.task.goal, *choice)
             store.save_study(settings)
@@ -196,7 +208,7 @@ def _settled(
         _open_slots(executor, choice[0])
         goal, already = own_goal(choice[1])
         with machine(store, hear):
-            others = chosen(store, request.checked.fingerprint)
+            others = chosen(store, fingerprint, devices)
             if others is None or others == choice:
                 settings = _settings(request, goal, *choice)
                 store.save_study(settings)
@@ -233,7 +245,8 @@ def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, l
     min over k of max(y_k, y_(k+1), y_(k+2)), with y the validation losses after the initial one.
     """
     task = request.task
-    spec = arms_of([task.batch_size], float(task.lr), task.precision, request.stop, request.seeds[:1])
+    own = [task.batch_size], float(task.lr), task.precision
+    spec = arms_of(*own, request.stop, request.seeds[:1], request.devices)
     (record,) = runner.run({"reference": spec})["reference"]
     if record.result.outcome == "failed":
         raise CannotAnswer(

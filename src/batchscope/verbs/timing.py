@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from batchscope.records import Conditions, TimingPass, from_plain
+from batchscope.measure.throughput import ROUNDS
+from batchscope.records import Conditions, ScalingPass, TimingPass, from_plain
 from batchscope.records.hardware import OWN_LOOP
 from batchscope.store.base import Store
 from batchscope.sweep.executors.base import Executor
@@ -25,9 +26,26 @@ def timing_pass(
     on_line: Heard = lambda line: None,
     **options: Any,
 ) -> TimingPass:
-    """Time whole steps at these sizes, alone and interleaved; `options` are those of `throughput.time_steps`."""
+    """Time whole steps at these sizes, alone and interleaved; `options` are those of `throughput.time_steps`.
+
+    Under the conditions of several devices, whole steps on all of them: see `shared_timing_pass`.
+    """
+    if conditions.world_size > 1:
+        return shared_timing_pass(executor, batch_sizes, conditions, beat, on_line)
     details = {**place(conditions), "batch_sizes": list(batch_sizes), "options": options}
     return from_plain(TimingPass, call(executor, Job("timing", "timing", details), beat, on_line=on_line))
+
+
+def shared_timing_pass(
+    executor: Executor, batch_sizes: Sequence[int], conditions: Conditions, beat: Callable[[], None], on_line: Heard
+) -> TimingPass:
+    """The same on all the devices of the conditions together: a window is that of the slowest rank."""
+    devices = conditions.world_size
+    sizes = {"batch_sizes": list(batch_sizes), "counts": [devices]}
+    details = {**place(conditions), **sizes, "devices": devices, "options": {"rounds": ROUNDS, "messages": False}}
+    job = Job("timing", "scaling", details)
+    (found,) = from_plain(ScalingPass, call(executor, job, beat, on_line=on_line)).passes
+    return found
 
 
 def stored_timing(

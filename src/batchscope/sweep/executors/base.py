@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from batchscope.sweep.jobs import Job
+from batchscope.sweep.messages import Job, TaskReference
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Executor(ABC):
     meanwhile: Callable[[Line], None] = staticmethod(lambda line: None)
     """Hears of lines at once where `events` does not return before its job is done."""
 
+    def serve(self, task: TaskReference) -> None:
+        """The task of all jobs to come, where workers have to load it; said once, before the first job."""
+        return None
+
     @abstractmethod
     def start(self, job: Job) -> None:
         """Begin a job; there must be a free slot."""
@@ -67,6 +71,10 @@ class Executor(ABC):
     @abstractmethod
     def events(self, timeout: float) -> list[Event]:
         """What happened since the last call; waits up to `timeout` seconds for the first event."""
+
+    def kill(self) -> bool:
+        """End every worker at once: its job ends in `Died`. False where a job cannot be ended."""
+        return False
 
     @abstractmethod
     def close(self) -> None:

@@ -1,10 +1,10 @@
-"""How does one job run on several devices of this machine? A worker process for each, started and ended together.
+"""How does one job run on several devices? A worker process for each, started and ended together.
 
 A rank that dies, raises or stands still ends the job (a trial, or timing) on all: the others would wait for it for
 ever. What is said names the rank. Standing still: no rank has come further for `stall` seconds, and none of those that
 do not wait for the others has computed meanwhile. (A pass that computes for longer than that is not taken for it.)
 
-Jobs that are not of several ranks run on the first worker alone.
+Jobs that are not of several ranks run on the first worker alone. Workers are this machine's unless `hire` finds others.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import contextlib
 import dataclasses
 import queue
 import time
+from collections.abc import Callable
 from typing import Any
 
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
-from batchscope.sweep.executors.local import CLOSE_SECONDS, Said, Worker
-from batchscope.sweep.jobs import Job, TaskReference
+from batchscope.sweep.executors.local import LocalWorker
+from batchscope.sweep.executors.workers import CLOSE_SECONDS, Hearing, Said, Worker
+from batchscope.sweep.messages import Job, TaskReference
 
 STALL_SECONDS = 20.0  # a trial is to end within 30 s of a rank that hangs
 IDLE_SHARE = 0.05  # of a core: below it a rank does not compute (a guess)
 POLL_SECONDS = 0.5
 DEATH_SECONDS = 1.0  # within which a process's death is known (a guess)
-HOST = "127.0.0.1"
 
 
 class _Tagged:
@@ -53,20 +54,35 @@ class GroupExecutor(Executor):
 
     slots = 1
 
-    def __init__(self, task: TaskReference, ranks: int, stall: float = STALL_SECONDS) -> None:
-        self.ranks, self.stall, self._task = ranks, stall, task
+    def __init__(
+        self,
+        task: TaskReference | None,
+        ranks: int,
+        stall: float = STALL_SECONDS,
+        hire: Callable[[Hearing], Worker] = LocalWorker,
+    ) -> None:
+        self.ranks, self.stall, self._task, self._hire_one = ranks, stall, task, hire
         self._events: queue.Queue[tuple[int, Event | Said]] = queue.Queue()
         self._workers: list[Worker] = []
         self._trial: _Trial | None = None
         self._alone: str | None = None
 
+    def serve(self, task: TaskReference) -> None:
+        """See the base."""
+        self._task = task
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self._trial is not None or self._alone is not None
+
     def start(self, job: Job) -> None:
         """Give the job to the first worker, or to rank 0: the others follow once it says where to meet."""
-        if self._trial is not None or self._alone is not None:
+        if self.busy:
             raise RuntimeError("expected a free slot of 1, it is busy")
         if job.devices not in (1, self.ranks):
             raise RuntimeError(f"expected a job on {self.ranks} ranks or on one, got {job.devices}")
-        several = job.devices > 1
+        several = job.together
         self._hire(self.ranks if several else 1)
         if several:
             self._trial = _Trial(job)
@@ -79,8 +95,10 @@ class GroupExecutor(Executor):
         """So many live workers; all anew where one of them has died."""
         if any(not worker.alive for worker in self._workers):
             self._disband()
+        if self._task is None:
+            raise RuntimeError("expected serve(task) before the first job")
         while len(self._workers) < count:
-            worker = Worker(_Tagged(len(self._workers), self._events))
+            worker = self._hire_one(_Tagged(len(self._workers), self._events))
             worker.introduce(self._task)
             self._workers.append(worker)
 
@@ -93,14 +111,13 @@ class GroupExecutor(Executor):
         """See the base."""
         found: list[Event] = []
         deadline = time.monotonic() + timeout
-        while not found and (left := deadline - time.monotonic()) > 0:
-            try:
-                rank, event = self._events.get(timeout=min(left, POLL_SECONDS))
-                found += self._heard(rank, event)
-            except queue.Empty:
-                pass
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            with contextlib.suppress(queue.Empty):
+                found += self._heard(*self._events.get(timeout=min(left, POLL_SECONDS)))
             found += self._stalled()
-        return found
+            if found or left == 0.0:
+                return found
 
     def _heard(self, rank: int, event: Event | Said) -> list[Event]:
         """What of one worker's news is news of the job."""
@@ -122,7 +139,7 @@ class GroupExecutor(Executor):
     def _said(self, rank: int, event: Said, trial: _Trial) -> None:
         if event.kind == "port":
             for other in range(1, self.ranks):
-                meet = [HOST, event.content["port"]]
+                meet = [self._workers[rank].host, event.content["port"]]
                 self._give(other, {"rank": other, "ranks": self.ranks, "meet": meet})
         elif event.kind == "beat":
             before = trial.still.get(rank)
@@ -178,7 +195,13 @@ class GroupExecutor(Executor):
     @property
     def processes(self) -> list[int]:
         """The ids of the worker processes that are alive, by rank."""
-        return [worker.process.pid for worker in self._workers if worker.alive]
+        return [worker.pid for worker in self._workers if worker.alive]
+
+    def kill(self) -> bool:
+        """See the base."""
+        for worker in self._workers:
+            worker.kill()
+        return True
 
     def _disband(self) -> None:
         """End every worker at once, and what it has started."""

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import IO, Any, Protocol
+from dataclasses import asdict
+from typing import IO
 
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
-from batchscope.sweep.jobs import Job, TaskReference
+from batchscope.sweep.executors.workers import CLOSE_SECONDS, Hearing, Said
+from batchscope.sweep.messages import Job, TaskReference
 
 NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"  # in GLIBC_TUNABLES, which glibc reads when a process begins
-CLOSE_SECONDS = 5.0  # a worker ends as soon as its input closes; after this it is killed
 
 
 def environment_of_workers() -> dict[str, str]:
@@ -32,25 +32,10 @@ def environment_of_workers() -> dict[str, str]:
     return {"GLIBC_TUNABLES": NO_THREAD_CACHE} | os.environ
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a worker says of its job besides lines: `sweep/ranks.py`."""
+class LocalWorker:
+    """One process, at most one job. See `workers.Worker`."""
 
-    job: str
-    kind: str
-    content: dict[str, Any]
-
-
-class Hearing(Protocol):
-    """What takes a worker's news: a queue does."""
-
-    def put(self, event: Event | Said, /) -> None:
-        """One more."""
-        ...
-
-
-class Worker:
-    """One process, at most one job."""
+    host = "127.0.0.1"
 
     def __init__(self, events: Hearing) -> None:
         self.job: str | None = None
@@ -128,6 +113,11 @@ class Worker:
                 self._input.close()
 
     @property
+    def pid(self) -> int:
+        """Its process's id."""
+        return self.process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether jobs can be given to it."""
         return self.process.poll() is None
@@ -161,7 +151,7 @@ class LocalExecutor(Executor):
     def __init__(self, task: TaskReference | None, slots: int) -> None:
         self.slots, self._task = slots, task
         self._events: queue.Queue[Event | Said] = queue.Queue()
-        self._workers = [Worker(self._events)]
+        self._workers = [LocalWorker(self._events)]
         if task is not None:
             self.serve(task)
 
@@ -181,11 +171,11 @@ class LocalExecutor(Executor):
             idle = self._hire()
         idle.give(job)
 
-    def _hire(self) -> Worker:
+    def _hire(self) -> LocalWorker:
         """One more process, for the task."""
         if self._task is None:
             raise RuntimeError("expected serve(task) before the first job")
-        worker = Worker(self._events)
+        worker = LocalWorker(self._events)
         worker.introduce(self._task)
         self._workers.append(worker)
         return worker
@@ -204,10 +194,11 @@ class LocalExecutor(Executor):
         """The ids of the worker processes that are alive."""
         return [worker.process.pid for worker in self._workers if worker.alive]
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """End every worker at once, with what it has started; its job ends in `Died`."""
         for worker in self._workers:
             worker.kill()
+        return True
 
     def close(self) -> None:
         """Close every worker's input; kill the ones that do not exit on it."""

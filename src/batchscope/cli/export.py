@@ -1,0 +1,118 @@
+"""`batchscope export ID`: what was measured under this id, a number a line or as the whole record."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+from batchscope.cli import options
+from batchscope.cli.show import Id, read
+from batchscope.records import (
+    AdviceData,
+    GradientNorms,
+    NoiseRun,
+    ProfileData,
+    ScalingData,
+    StudyData,
+    Tried,
+    json_safe,
+    to_plain,
+)
+
+EVALUATION_COLUMNS = (
+    "role",
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "outcome",
+    "ended_by",
+    "step",
+    "examples",
+    "part",
+    "metric",
+    "value",
+)
+WINDOW_COLUMNS = ("kind", "batch_size", "micro_batch_size", "phase", "round", "seconds")
+SCALING_COLUMNS = ("devices", "batch_size", "bytes", "phase", "round", "seconds")
+MEASUREMENT_COLUMNS = tuple(f.name for f in dataclasses.fields(GradientNorms))
+TRIED_COLUMNS = tuple(f.name for f in dataclasses.fields(Tried))
+
+
+def command(
+    stored: Id,
+    store: options.Store = "batchscope.db",
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Every evaluation of a study, timing window of a profile or a scaling, measured step of a noise run or trial of an
+    advice: as CSV, or with --json all as records."""
+    data = read(store, stored)
+    if as_json:
+        options.print_json(json_safe(to_plain(data)))
+        return
+    lines = csv.writer(sys.stdout)
+    if isinstance(data, ProfileData):
+        lines.writerow(WINDOW_COLUMNS)
+        lines.writerows(_windows(data))
+    elif isinstance(data, NoiseRun):
+        lines.writerow(MEASUREMENT_COLUMNS)
+        lines.writerows([getattr(one, name) for name in MEASUREMENT_COLUMNS] for one in data.measurements)
+    elif isinstance(data, AdviceData):
+        lines.writerow(TRIED_COLUMNS)
+        lines.writerows([getattr(one, name) for name in TRIED_COLUMNS] for one in data.trials)
+    elif isinstance(data, ScalingData):
+        lines.writerow(SCALING_COLUMNS)
+        lines.writerows(_windows_on_devices(data))
+    else:
+        lines.writerow(EVALUATION_COLUMNS)
+        lines.writerows(_evaluations(data))
+
+
+def _evaluations(data: StudyData) -> Iterator[tuple[object, ...]]:
+    """One value a line."""
+    for role in ("reference", "held", "tuning", "tuned"):
+        for trial in getattr(data, role):
+            arm, result = trial.spec.arm, trial.result
+            head = (role, arm.batch_size, arm.learning_rate, trial.spec.seed, result.outcome, result.ended_by)
+            for e in result.trace:
+                values = [("train", k, v) for k, v in e.train.items()] + [
+                    ("validation", k, v) for k, v in e.validation.items()
+                ]
+                values += [("weights", "distance", e.distance), ("weights", "update_norm", e.update_norm)]
+                yield from ((*head, e.step, e.examples, *value) for value in values)
+
+
+def _windows(data: ProfileData) -> Iterator[tuple[object, ...]]:
+    """One window a line: seconds per step of this part of it, in this round (from 0).
+
+    The phase "whole" is the step itself; "reference" is a step of the reference size, timed just before it; the others
+    are those of `records.StepTiming`. The kind "step" runs the batch in one pass, "split" in micro-batches.
+    """
+    for timing in data.timing.timings if data.timing else ():
+        phases = {"whole": timing.seconds_per_step, "reference": timing.reference, **timing.phases}
+        yield from _rounds(("step", timing.batch_size, timing.batch_size), phases)
+    for split in data.splits:
+        phases = {"whole": split.seconds_per_step, "reference": split.reference}
+        yield from _rounds(("split", split.batch_size, split.micro_batch_size), phases)
+
+
+def _windows_on_devices(data: ScalingData) -> Iterator[tuple[object, ...]]:
+    """One window a line: seconds per step on so many devices, in this round (from 0).
+
+    The phase "whole" is the step itself, "alone" the same without averaging the gradients; "reference" is a step of the
+    task's own batch size on one device, timed just before. The seconds of phase "all-reduce" are those of one
+    all-reduce of so many bytes, which has no batch size.
+    """
+    for one in data.timing.passes:
+        for timing in one.timings:
+            phases = {"whole": timing.seconds_per_step, "reference": timing.reference, **timing.phases}
+            yield from _rounds((one.conditions.world_size, timing.batch_size, None), phases)
+    for bare in data.timing.all_reduces:
+        yield from _rounds((bare.devices, None, bare.bytes), {"all-reduce": bare.seconds})
+
+
+def _rounds(head: tuple[object, ...], phases: dict[str, tuple[float, ...]]) -> Iterator[tuple[object, ...]]:
+    for phase, seconds in phases.items():
+        yield from ((*head, phase, number, one) for number, one in enumerate(seconds))

@@ -1,0 +1,219 @@
+"""How is what was measured on several devices drawn? Steps, throughput, averaging, and all-reduces by themselves.
+
+Numbers first: `..._rows` make plain rows from the records, each `..._panel` draws them. Device counts differ in colour
+and in shape. The way to the goal is in `scaling_goal`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchscope.analysis.network import ring_seconds
+from batchscope.analysis.scaling import rounds_of
+from batchscope.analysis.step_time import scaled
+from batchscope.analysis.uncertainty import of_rounds
+from batchscope.records import Measured, ScalingResult, ScalingRow
+from batchscope.report.charts import Panel
+from batchscope.report.noise_marks import Axis, Frame, log_domain, mark_layers, mark_of, place_of
+from batchscope.report.profile_words import size_of
+from batchscope.report.scaling_tables import link_of
+from batchscope.report.scaling_words import devices_of, share_of
+from batchscope.report.style import needed, short
+from batchscope.report.words import count
+
+# Okabe & Ito 2008, the yellow left out and the orange made darker: thin lines must show on white
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b97900", "#cc79a7", "#56b4e9", "#555555")
+MARKS = ("circle", "square", "diamond", "triangle-right", "cross", "triangle-left", "stroke")
+GREY = "#555555"
+DODGE = 2.0**0.05  # device counts stand this factor apart, so that their bars do not cover each other
+MS, KIB, PERCENT = 1e3, 1024.0, 100.0
+CURVE_POINTS = 81
+TALL = 320  # pixels, legend included
+
+Rows = list[dict[str, Any]]
+Layout = Callable[[ScalingRow], tuple[float, Measured]]  # where a row stands, and its value
+
+
+def series_of(counts: Iterable[int]) -> dict[str, str]:
+    """Device counts by name, with their colours."""
+    return {devices_of(n): COLOURS[k % len(COLOURS)] for k, n in enumerate(sorted(set(counts)))}
+
+
+def sizes_axis(values: Iterable[float], title: str) -> Axis:
+    """Batch sizes, messages or devices on log2, with some room on both sides."""
+    known = list(values) or [1.0]
+    low, high = min(known) / 1.3, max(known) * 1.3
+    return Axis(title, {"type": "log", "base": 2, "domain": [short(low), short(high)], "nice": False})
+
+
+def dodged(x: float, series: str, all_series: Sequence[str]) -> float:
+    """Where on the axis the mark of a series stands."""
+    return x * DODGE ** (all_series.index(series) - (len(all_series) - 1) / 2)
+
+
+# --- by batch size ---
+
+
+def rows_by_count(rows: Sequence[ScalingRow], y: Axis, place: Layout) -> Rows:
+    """One drawn row for every row that has a value, in its device count's series."""
+    names = list(series_of(r.devices for r in rows))
+    drawn = []
+    for r in rows:
+        name, (x, value) = devices_of(r.devices), place(r)
+        mark = mark_of(value, dodged(x, name, names), y, series=name, size=count(x), batch=count(r.batch_size))
+        drawn += [mark] if mark is not None else []
+    return drawn
+
+
+def lines_and_marks(frame: Frame, rows: Rows, tips: Sequence[tuple[str, str]]) -> list[Any]:
+    """A thin line for each series and its marks, each with a shape of its own."""
+    layers = []
+    for name, shape in zip(frame.series, MARKS * len(frame.series), strict=False):
+        own = [r for r in rows if r["series"] == name]
+        joined = [r for r in own if r["kind"] == "estimate"]
+        if len(joined) > 1:
+            line = frame.chart(joined).mark_line(strokeWidth=1.3, opacity=0.75)
+            layers.append(line.encode(x=frame.at(), y=frame.height(), color=frame.colour()))
+        layers += mark_layers(frame, own, tips, shape)
+    return layers
+
+
+def pale_layer(frame: Frame, rows: Rows) -> list[Any]:
+    """Timed windows, pale behind the marks."""
+    if not rows:
+        return []
+    marks = frame.chart(rows).mark_point(filled=True, size=14, opacity=0.3, strokeWidth=0, clip=True)
+    return [marks.encode(x=frame.at(), y=frame.height(), color=frame.colour())]
+
+
+def window_rows(result: ScalingResult, place: Callable[[int, int, float], tuple[float, float]]) -> Rows:
+    """Every window that was timed, corrected for drift: `place` of (devices, batch size, seconds per step)."""
+    windows = rounds_of(result.data.timing)
+    names = list(series_of(n for n, _ in windows))
+    rows = []
+    for (n, b), seconds in windows.items():
+        for s in seconds.tolist():
+            x, y = place(n, b, s)
+            rows.append({"x": short(dodged(x, devices_of(n), names)), "y": short(y), "series": devices_of(n)})
+    return rows
+
+
+def spoken(title: str, rows: Rows) -> str:
+    """The values in words, for readers who cannot see the chart."""
+    return f"{title}: " + "; ".join(f"{r['series']}, {r['size']}: {r['text']}" for r in rows)
+
+
+def panel_of(
+    title: str, result: ScalingResult, rows: Sequence[ScalingRow], axes: tuple[str, str], place: Layout, windows: Rows
+) -> Panel | None:
+    """A panel of lines by device count over a logarithmic axis; None without a value."""
+    values = [place(r) for r in rows]
+    if not any(place_of(m) for _, m in values):
+        return None
+    ends = [e for _, m in values for e in (m.low, m.high)]
+    y = Axis(axes[1], log_domain([place_of(m) for _, m in values], ends))
+    x = sizes_axis((x for x, _ in values), axes[0])
+    drawn = rows_by_count(rows, y, place)
+    frame = Frame(needed("altair"), x, y, series_of(r.devices for r in rows), {})
+    tips = (("series", "devices"), ("batch", "global batch size"), ("text", y.title))
+    spec = frame.drawn([*pale_layer(frame, windows), *lines_and_marks(frame, drawn, tips)], TALL)
+    return Panel(title, spoken(f"{y.title} against {x.title}", drawn), spec)
+
+
+def steps_panel(result: ScalingResult) -> Panel | None:
+    """Strong scaling: seconds per step against the global batch size."""
+    windows = window_rows(result, lambda _, b, s: (b, MS * s))
+    axes = ("global batch size (examples)", "seconds per step (ms)")
+    place: Layout = lambda r: (r.batch_size, scaled(r.seconds_per_step, MS))
+    return panel_of("Seconds per step", result, result.rows, axes, place, windows)
+
+
+def throughput_panel(result: ScalingResult) -> Panel | None:
+    """Weak scaling: throughput of each device against its own batch."""
+    windows = window_rows(result, lambda n, b, s: (b / n, b / n / s))
+    axes = ("batch per device (examples)", "examples per second and device")
+    place: Layout = lambda r: (r.batch_size / r.devices, scaled(r.examples_per_second, 1 / r.devices))
+    return panel_of("Throughput of each device", result, result.rows, axes, place, windows)
+
+
+def exposed_panel(result: ScalingResult) -> Panel | None:
+    """The share of a step that is averaging which computing does not hide."""
+    rows = [r for r in result.rows if r.devices > 1 and r.exposed.estimate is not None]
+    if not rows:
+        return None
+    y = Axis("exposed averaging (% of a step)", {"type": "linear", "domain": [0, 100], "nice": False})
+    x = sizes_axis((r.batch_size for r in rows), "global batch size (examples)")
+    drawn = rows_by_count(rows, y, lambda r: (r.batch_size, share_of(r.exposed, r.seconds_per_step)))
+    all_series = series_of(r.devices for r in result.rows)
+    frame = Frame(needed("altair"), x, y, {k: v for k, v in all_series.items() if k != devices_of(1)}, {})
+    tips = (("series", "devices"), ("batch", "global batch size"), ("text", y.title))
+    spec = frame.drawn(lines_and_marks(frame, drawn, tips), TALL)
+    return Panel("Exposed averaging", spoken(f"{y.title} against {x.title}", drawn), spec)
+
+
+# --- all-reduces by themselves ---
+
+
+def reduces_panel(result: ScalingResult) -> Panel | None:
+    """Seconds of bare all-reduces against their bytes, with the fitted ring; None where none was timed."""
+    timings = [t for t in result.data.timing.all_reduces if t.seconds]
+    if not timings:
+        return None
+    values = [(t.devices, t.bytes / KIB, scaled(of_rounds(np.array(t.seconds)), MS)) for t in timings]
+    windows = [(t.devices, t.bytes / KIB, MS * s) for t in timings for s in t.seconds]
+    own = result.data.timing.gradient_bytes
+    y = Axis("all-reduce (ms)", log_domain([m.estimate for *_, m in values], [s for *_, s in windows]))
+    x = sizes_axis([*(size for _, size, _ in values), own / KIB], "message (KiB)")
+    colours = {k: v for k, v in series_of(r.devices for r in result.rows).items() if k != devices_of(1)}
+    frame = Frame(needed("altair"), x, y, {**colours, gradient_name(result): GREY}, {})
+    names = list(colours)
+    drawn = [
+        mark_of(m, dodged(size, devices_of(n), names), y, series=devices_of(n), size=size_of(size * KIB))
+        for n, size, m in values
+    ]
+    marks = [r for r in drawn if r is not None]
+    pale = [
+        {"x": short(dodged(size, devices_of(n), names)), "y": short(s), "series": devices_of(n)}
+        for n, size, s in windows
+    ]
+    layers = [gradient_layer(frame, result), *pale_layer(frame, pale), *ring_layers(frame, result)]
+    tips = (("series", "devices"), ("size", "message"), ("text", "all-reduce (ms)"))
+    for name, shape in zip(colours, MARKS[1:], strict=False):
+        layers += mark_layers(frame, [r for r in marks if r["series"] == name], tips, shape)
+    label = spoken("Milliseconds of an all-reduce by message", marks)
+    return Panel("All-reduces by themselves", label, frame.drawn(layers, TALL))
+
+
+def gradient_name(result: ScalingResult) -> str:
+    """The gradient's own size, as the legend names it."""
+    return f"this task's gradient: {size_of(result.data.timing.gradient_bytes)}"
+
+
+def gradient_layer(frame: Frame, result: ScalingResult) -> Any:
+    """An upright line at the gradient's own size."""
+    at = [{"x": short(result.data.timing.gradient_bytes / KIB), "series": gradient_name(result)}]
+    return frame.chart(at).mark_rule(strokeDash=[2, 3], strokeWidth=1.4).encode(x=frame.at(), color=frame.colour())
+
+
+def ring_layers(frame: Frame, result: ScalingResult) -> list[Any]:
+    """The fitted ring of every device count, dashed."""
+    link, sizes = link_of(result), sorted({size for _, size, _ in result.network.points})
+    if link is None or len(sizes) < 2:
+        return []
+    rows = [
+        {"x": short(size / KIB), "y": short(MS * ring_seconds(link, n, size)), "series": devices_of(n)}
+        for n in sorted({n for n, *_ in result.network.points})
+        for size in np.geomspace(sizes[0], sizes[-1], CURVE_POINTS).tolist()
+    ]
+    line = frame.chart(rows).mark_line(strokeWidth=1.3, strokeDash=[5, 3], clip=True)
+    return [line.encode(x=frame.at(), y=frame.height(), color=frame.colour())]
+
+
+def decades_of(values: Iterable[float | None]) -> float:
+    """How many decades positive values span."""
+    logs = [math.log10(v) for v in values if v is not None and v > 0]
+    return max(logs) - min(logs) if logs else 0.0
