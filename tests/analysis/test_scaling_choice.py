@@ -11,7 +11,7 @@ from batchscope.analysis.scaling_choice import GoalSteps, choices_of, goal_steps
 from batchscope.analysis.table import law_of
 from batchscope.records import Measured
 
-from .made_up_studies import study_data
+from .builders import synthetic_study
 from .scaling_worlds import World, made_up_pass
 
 WORLD = World()
@@ -22,7 +22,11 @@ COUNTS = (1, 2, 4, 8, 64, 1024)
 def steps(s_min: float = 100.0, b_crit: float = 300.0) -> GoalSteps:
     """Exact steps of a law at the sizes timed."""
     exact = {b: s_min * (1 + b_crit / b) for b in SIZES}
-    return GoalSteps({b: Measured(s, 0.9 * s, 1.1 * s, 3) for b, s in exact.items()}, {}, Measured(b_crit, 200.0, 400.0))
+    return GoalSteps(
+        {b: Measured(s, 0.9 * s, 1.1 * s, 3) for b, s in exact.items()},
+        {},
+        Measured(b_crit, 0.5 * b_crit, 2 * b_crit, 3),
+    )
 
 
 def test_each_count_takes_the_batch_size_with_the_least_seconds() -> None:
@@ -79,7 +83,8 @@ def test_the_most_useful_count_is_the_fewest_that_no_other_beats_by_more_than_th
 
 
 def test_a_smaller_critical_batch_size_makes_fewer_devices_useful() -> None:
-    few, many = (most_useful(choices_of(Predictor(made_up_pass(WORLD)), steps(b_crit=b), COUNTS)) for b in (10.0, 3000.0))
+    predictor = Predictor(made_up_pass(WORLD))
+    few, many = (most_useful(choices_of(predictor, steps(b_crit=b), COUNTS)) for b in (10.0, 3000.0))
     assert few is not None
     assert many is None or few < many
 
@@ -90,7 +95,7 @@ def test_where_the_most_devices_still_gain_no_most_useful_count_is_known() -> No
 
 
 def test_steps_are_those_of_the_tuned_policy_and_the_law_goes_beyond_them() -> None:
-    data = study_data()
+    data = synthetic_study(with_censored=False)
     known = goal_steps(data)
     law = law_of(data)
     assert set(known.measured) <= set(data.settings.batch_sizes)
@@ -102,7 +107,7 @@ def test_steps_are_those_of_the_tuned_policy_and_the_law_goes_beyond_them() -> N
 
 
 def test_far_beyond_the_critical_batch_size_steps_are_the_least() -> None:
-    law = law_of(study_data())
+    law = law_of(synthetic_study(with_censored=False))
     far = law_steps(law, 10**9, 10**12)
     assert far.estimate == pytest.approx(law.s_min.estimate, rel=1e-3)
     assert math.log(far.high / far.estimate) == pytest.approx(math.log(far.estimate / far.low))
