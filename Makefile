@@ -25,8 +25,9 @@ study: setup                 ## the main job on the embedded digits task
 test: setup-dev              ## every test, under ten minutes on two cores; a file's tests stay in one process
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-frameworks: setup-dev   ## the adapters and their examples, with Lightning, Transformers and Accelerate themselves
-	$(PIP) -e ".[dev,frameworks]"
+test-frameworks: setup-dev   ## the adapters, their examples and sweeps on Ray, with Lightning, Transformers, Accelerate and Ray
+	$(PIP) -e ".[dev,frameworks,ray]"
+	$(BIN)/python -m pytest tests/sweep/test_cluster.py tests/sweep/test_ray.py
 	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py \
 		-k "integrations or every_example or step_meters or noise"
 
@@ -39,15 +40,19 @@ check: setup-dev             ## lint, format, types, import direction
 bench: setup-dev             ## comparisons as ratios, with the environment they ran in
 	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/parallel.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/law_coverage.py
 	$(BIN)/python benchmarks/noise_coverage.py
 
-bench-peers: setup-dev       ## the noise monitor beside BackPACK and gns-pytorch, which get an environment of their own
+bench-peers: setup-dev       ## beside BackPACK and gns-pytorch, and beside TensorFlow, which get environments of their own
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -c constraints.txt torch numpy scipy packaging einops
 	.venv-peers/bin/python -m pip install -q --no-deps backpack-for-pytorch unfoldNd gns-pytorch
 	$(BIN)/python benchmarks/noise.py --save --peers .venv-peers/bin/python
+	test -x .venv-tensorflow/bin/python || $(PYTHON) -m venv .venv-tensorflow
+	.venv-tensorflow/bin/python -m pip install -q tensorflow-cpu
+	$(BIN)/python benchmarks/parallel.py --save --peers .venv-tensorflow/bin/python
 
 prove: setup-dev             ## what is too long for the tests; resumable; results under benchmarks/results/
 	$(BIN)/python benchmarks/prove.py

@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,8 +53,9 @@ from batchscope.task import Task, load_task
 from batchscope.training.batches import make_source
 from batchscope.training.device import keep_freed_memory
 from batchscope.training.distributed import Replicas, listening, met, part_ways
+from batchscope.training.engine import PLAIN
 from batchscope.training.seeding import permutation, seed_everything
-from batchscope.training.step import make_model, make_shared_step
+from batchscope.training.step import make_shared_model, make_shared_step
 from environment import environment, save
 from ratios import Ratio, ratio, shown
 
@@ -84,7 +85,7 @@ class Loop:
 def ours(task: Task, batch_size: int, replicas: Replicas) -> Loop:
     """What `training/loop.py` does between two evaluations."""
     seed_everything(SEED)
-    model = make_model(task, replicas.device)
+    model = make_shared_model(task, replicas.device, PLAIN, replicas)
     optimizer = task.optimizer(model, task.lr)
     source = make_source(task, SEED, replicas.device, part=replicas.part)
     step = make_shared_step(task, model, optimizer, replicas)
@@ -134,8 +135,8 @@ def window(loop: Loop, steps: int) -> float:
 
 def apart(one: Loop, other: Loop) -> float:
     """The largest difference of two models' weights, over the largest weight."""
-    pairs = list(zip(one.model.parameters(), other.model.parameters(), strict=True))
-    return max(float((a - b).abs().max()) for a, b in pairs) / max(float(a.abs().max()) for a, _ in pairs)
+    a, b = (nn.utils.parameters_to_vector(loop.model.parameters()).detach() for loop in (one, other))
+    return float((a - b).abs().max() / a.abs().max())
 
 
 def serve(rank: int, line: Connection, kept: bool) -> None:
@@ -164,6 +165,8 @@ def serve(rank: int, line: Connection, kept: bool) -> None:
 
 class Pair:
     """Two ranks."""
+
+    versions: ClassVar[dict[str, str]] = {}  # of torch: `environment` has it
 
     def __init__(self, kept: bool) -> None:
         context = multiprocessing.get_context("spawn")
@@ -228,10 +231,9 @@ class Peer:
         return 0.0
 
     def close(self) -> None:
-        """End it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
+        """End it: left to itself, it waits for pipelines that have no end."""
+        self.process.kill()
+        self.process.wait()
 
 
 Asked = dict[str, Pair | Peer]  # loop -> where it runs
@@ -268,8 +270,11 @@ def prepare(asked: Asked, case: Case, length: float) -> dict[str, int]:
     return counts | {loop: max(2, math.ceil(length / s)) for loop, s in per_step.items() if loop not in counts}
 
 
-def measure(python: str | None, cases: list[Case], fresh: int, rounds: int, length: float) -> dict[Case, Seconds]:
-    """Seconds per step of every loop in every case, a value a round."""
+def measure(
+    python: str | None, cases: list[Case], fresh: int, rounds: int, length: float
+) -> tuple[dict[Case, Seconds], dict[str, str]]:
+    """(seconds per step of every loop in every case, a value a round; the peer's versions)."""
+    versions: dict[str, str] = {}
     seconds: dict[Case, Seconds] = {case: {} for case in cases}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -281,10 +286,13 @@ def measure(python: str | None, cases: list[Case], fresh: int, rounds: int, leng
                 order = random.Random(f"{turn} {case}").sample(sorted(asked), len(asked))
                 taken = [(loop, asked[loop].ask(case, loop, counts[case][loop])) for loop in order + order[::-1]]
                 for loop in order:
-                    seconds[case].setdefault(loop, []).append(statistics.fmean(s for name, s in taken if name == loop))
+                    seconds[case].setdefault(loop, []).append(
+                        statistics.fmean(s for which, s in taken if which == loop)
+                    )
             for there in set(asked.values()):
                 there.close()
-    return seconds
+                versions |= there.versions
+    return seconds, versions
 
 
 def compared(seconds: Seconds) -> dict[str, Ratio]:
@@ -363,10 +371,10 @@ def main() -> None:
     where = environment() | {"processes": RANKS}
     print("  ".join(f"{k}: {v}" for k, v in where.items()), flush=True)
     fresh, rounds, length = (1, 1, 0.0) if arguments.quick else (FRESH, arguments.rounds, WINDOW)
-    seconds = measure(arguments.peers, list(itertools.product(TASKS, SIZES)), fresh, rounds, length)
+    seconds, versions = measure(arguments.peers, list(itertools.product(TASKS, SIZES)), fresh, rounds, length)
     print_table(seconds)
     if arguments.save:
-        print(save("parallel", {"environment": where, **stored(seconds)}))
+        print(save("parallel", {"environment": where | versions, **stored(seconds)}))
     wrong = [] if arguments.quick else missed(seconds)
     for text in wrong:
         print(f"MISSED  {text}")

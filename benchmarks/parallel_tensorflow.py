@@ -95,6 +95,7 @@ def main() -> None:
     """Answer until the input ends."""
     folder, cores = Path(sys.argv[1]), {int(core) for core in sys.argv[2].split(",")}
     os.sched_setaffinity(0, cores)
+    tf.get_logger().setLevel("ERROR")  # every task and batch size is a function of its own: it calls that retracing
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
     )

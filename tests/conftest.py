@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent
 LONGEST = (  # they start processes, each of which imports torch; by what they took, longest first
     "sweep/test_kill_storm.py",
     "test_examples.py",
+    "sweep/test_launched.py",
     "sweep/test_on_workers.py",
     "sweep/test_probes.py",
     "integrations/test_transformers_noise.py",  # of no length where the frameworks are not installed
@@ -23,6 +24,7 @@ LONGEST = (  # they start processes, each of which imports torch; by what they t
     "cli/test_interrupt.py",
     "cli/test_study_command.py",
     "verbs/test_study_at_once.py",
+    "verbs/test_study_on_devices.py",
     "sweep/test_local.py",
     "report/test_charts.py",
     "report/test_html.py",

@@ -30,6 +30,7 @@ ALLOWED = {
     "testing": READING | TRAINING | {"store", "training", "sweep"},
     "verbs": READING | TRAINING | {"store", "report", "training", "measure", "sweep"},
     "integrations": FACTS | {"training", "measure", "verbs"},
+    "__main__": {"cli"},
     "cli": READING | TRAINING | {"store", "report", "training", "measure", "sweep", "verbs"},
 }
 WITHOUT_TORCH = (
@@ -47,8 +48,11 @@ WITHOUT_TORCH = (
     "report.noise_terminal",
     "report.advice_html",
     "report.advice_terminal",
+    "report.scaling_html",
+    "report.scaling_terminal",
     "verbs.report",
     "cli.app",
+    "cli.launcher",
 )
 
 

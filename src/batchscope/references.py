@@ -20,6 +20,7 @@ from batchscope.records import (
     NoiseResult,
     NoiseScale,
     Row,
+    ScalingResult,
     StudyResult,
 )
 
@@ -181,6 +182,27 @@ _ALL = (
         "Adaptive Batch Sizes Using Non-Euclidean Gradient Noise Scales for Stochastic Sign and Spectral Descent",
         "2602.03001",
     ),
+    Reference(
+        "patarasuk2009",
+        "Patarasuk, Yuan",
+        2009,
+        "Bandwidth Optimal All-reduce Algorithms for Clusters of Workstations",
+        where="Journal of Parallel and Distributed Computing 69(2), 117-124",
+    ),
+    Reference(
+        "sanders2009",
+        "Sanders, Speck, Träff",
+        2009,
+        "Two-tree Algorithms for Full Bandwidth Broadcast, Reduction and Scan",
+        where="Parallel Computing 35(12), 581-594",
+    ),
+    Reference(
+        "qiao2021",
+        "Qiao, Choe, Subramanya, Neiswanger, Ho, Zhang, Ganger, Xing",
+        2021,
+        "Pollux: Co-adaptive Cluster Scheduling for Goodput-Optimized Deep Learning",
+        "2008.12260",
+    ),
 )
 REFERENCES: dict[str, Reference] = {r.key: r for r in _ALL}
 
@@ -192,6 +214,8 @@ _CLAIM_KEYS = {
     5: ("chang2020",),
     6: ("keskar2016", "hoffer2017", "chang2020"),
     7: ("shallue2019", "goyal2017", "hoffer2017"),
+    8: ("chang2020",),
+    9: ("chang2020",),
 }
 
 
@@ -219,6 +243,10 @@ def keys(record: Any) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*(key for scale in scales for key in keys(scale)), *source, *sweep)))
     if isinstance(record, Advice):
         return ("mccandlish2018", "li2024", "frazier2009", "delmoral2006")
+    if isinstance(record, ScalingResult):
+        law = ("mccandlish2018",) if record.critical_batch_size is not None else ()
+        models = ("patarasuk2009", "sanders2009", "qiao2021")
+        return tuple(dict.fromkeys((*models, *law, *(key for claim in record.claims for key in keys(claim)))))
     if isinstance(record, BranchAnswer):
         return ("merrill2025",)
     if isinstance(record, (Measured, Evaluation)):

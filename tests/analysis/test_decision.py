@@ -131,7 +131,7 @@ def records(
 ) -> tuple[Candidate, ...]:
     draws = drawn()
     asked = {"absolute": absolute, "loss": loss, "own_reached": own_reached}
-    return candidates_of(draws, OPTIONS, TRIALS, devices=1, price=price, own=draws.objective[:, 0], **asked)
+    return candidates_of(draws, OPTIONS, TRIALS, price=price, own=draws.objective[:, 0], **asked)
 
 
 def test_a_candidate_counts_its_runs() -> None:
@@ -186,7 +186,7 @@ def test_what_may_be_lost_is_compared_at_a_charge_and_said_without() -> None:
     lost = np.zeros_like(seen.lost)
     lost[::4, 2] = 1.0
     draws = draws_at(dataclasses.replace(seen, lost=lost), [0, 2, 3], OPTIONS, 10_000, "time")
-    asked = {"absolute": True, "loss": False, "own_reached": True, "price": None, "devices": 1}
+    asked = {"absolute": True, "loss": False, "own_reached": True, "price": None}
     _, best, other = candidates_of(draws, OPTIONS, TRIALS, own=draws.objective[:, 0], **asked)
     sure = records()[1]
     assert best.seconds_to_goal == sure.seconds_to_goal
@@ -205,8 +205,9 @@ def test_a_loss_is_the_objective_itself() -> None:
 # --- the front of time against cost ---
 
 
-def seconds_at(size: float) -> float:
-    return (OVERHEAD + size) * EACH
+def seconds_at(devices: int, size: float) -> tuple[float, bool]:
+    """Of a step on so many devices, two of which were timed; not quite as on one of 1 / n of the examples."""
+    return (OVERHEAD + size / devices) * EACH * (1.0 + 0.01 * math.log2(devices)), devices <= 2
 
 
 def test_on_the_front_nothing_is_both_faster_and_cheaper() -> None:
@@ -216,8 +217,7 @@ def test_on_the_front_nothing_is_both_faster_and_cheaper() -> None:
     every = []
     for c, k in itertools.product(found, range(7)):
         if 2**k <= c.batch_size:
-            step = c.seconds_per_step.estimate or 0.0
-            total = (c.steps_to_goal.estimate or 0.0) * (step if k == 0 else seconds_at(c.batch_size / 2**k))
+            total = (c.steps_to_goal.estimate or 0.0) * seconds_at(2**k, c.batch_size)[0]
             every.append((c.batch_size, 2**k, total, total * 2**k * price / 3600))
     kept = [
         p for p in every if not any((q[2] < p[2] and q[3] <= p[3]) or (q[2] <= p[2] and q[3] < p[3]) for q in every)
@@ -225,7 +225,7 @@ def test_on_the_front_nothing_is_both_faster_and_cheaper() -> None:
     got = [(p.batch_size, p.devices, p.seconds_to_goal, p.cost) for p in front]
     assert [g[:2] for g in got] == [k[:2] for k in sorted(kept, key=lambda k: k[3])]
     assert np.array([g[2:] for g in got]) == pytest.approx(np.array([k[2:] for k in sorted(kept, key=lambda k: k[3])]))
-    assert [p.predicted for p in front] == [p.devices > 1 for p in front]
+    assert [p.predicted for p in front] == [p.devices > 2 for p in front]
     assert front[0].devices == 1
 
 

@@ -100,7 +100,7 @@ def test_what_an_example_costs_by_each_objective() -> None:
     assert time[64] == pytest.approx(math.log(seconds[64] / 50))
     assert time[16] == pytest.approx(math.log(seconds[16] / (100 / 7)))
     assert log_weights(options, "examples", 100) == {16: 0.0, 64: 0.0}
-    cost = log_weights(options, "cost", 100, 7.2, 2)
+    cost = log_weights([dataclasses.replace(o, devices=2) for o in options], "cost", 100, 7.2)
     assert cost[64] - time[64] == pytest.approx(math.log(7.2 * 2 / 3600))
     assert log_weights(options, "cost", 100)[64] - time[64] == pytest.approx(math.log(1 / 3600))
     energy = log_weights(options, "energy", 100)

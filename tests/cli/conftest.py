@@ -1,4 +1,4 @@
-"""What do the tests of the command line share? A way to run it here, one to run it for real, and one finished study."""
+"""What do the tests of the command line share? Two ways to run it, a finished study, small stores."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ import pytest
 from batchscope.cli.app import run
 from batchscope.records import StudyData
 from batchscope.store.sqlite import open_store
+from batchscope.testing.example_noise import make_noise_run
+from batchscope.testing.example_profiles import make_profile
+from batchscope.testing.example_scaling import make_scaling_data
+from batchscope.testing.examples import fill
+from batchscope.testing.store_advice import make_advice_data
 
 SMALL = Path(__file__).parents[1] / "sweep" / "small_task.py"
 COMMAND = str(Path(sys.executable).with_name("batchscope"))
@@ -118,3 +123,38 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     ended = really("study", task, *ASKED, "--store", "a.db", "--json", cwd=folder)
     assert ended.code == 0, ended.err
     return Study(folder / "a.db", json.loads(ended.out), ended, task)
+
+
+@pytest.fixture
+def profile_id(here: Here) -> str:
+    """The id of the one profile in a store, beside a study, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        fill(store)
+        return store.save_profile(make_profile())
+
+
+@pytest.fixture
+def noise_id(here: Here) -> str:
+    """The id of the one noise run in a store, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        return store.save_noise_run(make_noise_run())
+
+
+@pytest.fixture
+def advice_id(here: Here) -> str:
+    """The id of the one advice in a store, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        return store.save_advice(make_advice_data())
+
+
+@pytest.fixture
+def scaling_id(here: Here) -> str:
+    """The id of the one scaling in a store, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        return store.save_scaling(make_scaling_data())
+
+
+def only_study() -> str:
+    """The id of the one study in that store."""
+    with open_store("batchscope.db", read_only=True) as store:
+        return store.studies()[0].id

@@ -29,6 +29,12 @@ def test_one_json_object_and_the_same_answer_from_the_store(here: Here) -> None:
     assert len(listed["noise_runs"]) == 1
 
 
+def test_several_devices_are_refused(here: Here) -> None:
+    ended = here("noise", str(SMALL), "--devices", "2")
+    assert (ended.code, ended.out) == (1, "")
+    assert "expected 1 device, got 2: a run's gradient noise is measured on one device" in ended.err
+
+
 def test_a_bad_option_is_one_sentence(here: Here) -> None:
     ended = here("noise", str(SMALL), "--budget", "-1")
     assert (ended.code, ended.out) == (2, "")

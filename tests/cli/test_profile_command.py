@@ -39,10 +39,10 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         size_in_bytes(text)
 
 
-def test_several_devices_cannot_be_answered_yet(here: Here) -> None:
+def test_several_devices_are_refused(here: Here) -> None:
     ended = here("profile", str(SMALL), "--devices", "2")
     assert ended.code == 1
-    assert "expected 1 device, got 2: profiles of several devices are not built yet" in ended.err
+    assert "expected 1 device, got 2: a profile is of one device; batchscope scale times steps on several" in ended.err
 
 
 def test_a_dry_run_trains_to_no_goal_and_stores_nothing(here: Here, tmp_path: Path) -> None:

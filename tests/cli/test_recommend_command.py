@@ -34,7 +34,7 @@ def profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     Trials run in this process: that workers run the same ones is a test of the verb.
     """
-    monkeypatch.setattr("batchscope.verbs.deciding.executor_for", lambda task: InlineExecutor(load_task(task)))
+    monkeypatch.setattr("batchscope.verbs.deciding.executor_for", lambda task, on: InlineExecutor(load_task(task)))
     conditions = set_up(1, pick_device(), "fp32")
     with open_store(tmp_path / "batchscope.db") as store:
         for reference in (str(SMALL), f"{HARD}:out_of_reach"):

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchscope.errors import CannotAnswer
-from batchscope.records import StopRule
+import batchscope as bs
+from batchscope.errors import CannotAnswer, UsageError
+from batchscope.records import Conditions, StopRule
 from batchscope.store.sqlite import open_store
+from batchscope.sweep.executors import ray as ours
 from batchscope.sweep.executors.base import Died, Done, Executor, Line
 from batchscope.sweep.executors.cluster import QUIET, STORE_BYTES
 from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.executors.local import LocalExecutor
-from batchscope.sweep.executors.ray import RayExecutor, RayWorker, interface_of
-from batchscope.sweep.jobs import TaskReference
+from batchscope.sweep.executors.ray import RayExecutor, RayWorker
+from batchscope.sweep.executors.seat import interface_of
+from batchscope.sweep.jobs import TaskReference, trial_job
 from batchscope.task import load_task
 from batchscope.testing.examples import bits
-from batchscope.testing.executor_contract import ExecutorContract
+from batchscope.testing.executor_contract import ENDLESS, ExecutorContract
 from batchscope.training.fingerprint import fingerprint
 
 from .processes import gone_within
-from .small_runs import SMALL, ends, facts, run, runner, spec, trial, workers
+from .small_runs import NEVER, SMALL, ends, facts, run, runner, spec, trial, workers
 from .test_group import TASK as RANKED
 from .test_group import end, job, result, tell
 
@@ -37,9 +39,7 @@ ray = pytest.importorskip("ray", reason="Ray is an extra: pip install batchscope
 @pytest.fixture(scope="module", autouse=True)
 def connected() -> Generator[None]:
     """One Ray for all tests, with more cores than the machine may have: two executors fit beside each other."""
-    ray.init(
-        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=STORE_BYTES
-    )
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=STORE_BYTES)
     yield
     ray.shutdown()
 
@@ -51,7 +51,7 @@ def on_ray(reference: str, slots: int, **options: Any) -> RayExecutor:
 def worker_of(executor: Executor, name: str) -> RayWorker:
     """The one that does this job."""
     assert isinstance(executor, RayExecutor)
-    (worker,) = [w for group in executor._groups for w in group._workers if w.job == name]
+    (worker,) = [w for crew in executor._crews for w in crew.group._workers if w.job == name]
     assert isinstance(worker, RayWorker)
     return worker
 
@@ -83,7 +83,7 @@ def test_a_study_has_the_same_bits_as_on_worker_processes(tmp_path: Path, pair: 
 
 def test_a_worker_killed_in_mid_study_loses_nothing(tmp_path: Path, pair: RayExecutor) -> None:
     """Neither the trials of the others nor its own: that is tried again from its checkpoint, with the same bits."""
-    specs = [spec(seed, 8, stop=StopRule(40 * 256, 64)) for seed in range(4)]
+    specs = [spec(seed, 8, stop=StopRule(10 * 256, 64)) for seed in range(3)]
     whole = run(tmp_path / "whole.db", pair, specs)
     lines: dict[int, int] = {}
     killed: list[int] = []
@@ -102,24 +102,23 @@ def test_a_worker_killed_in_mid_study_loses_nothing(tmp_path: Path, pair: RayExe
     assert [facts(record) for record in found] == whole
 
 
-def test_a_lost_actor_ends_its_job_and_its_process_and_its_slot_is_used_again(pair: RayExecutor, folder: Path) -> None:
-    (folder / "stick").touch()
-    pair.start(trial("stuck", 64))
-    pair.start(trial("other", 8))
-    while (worker := worker_of(pair, "stuck")).pid == 0:
-        time.sleep(0.05)
+def test_a_lost_actor_ends_its_job_and_its_process_and_its_slot_is_used_again(pair: RayExecutor) -> None:
+    pair.start(trial_job("lost", spec(stop=ENDLESS), None, 1, "fp32", None, NEVER))
+    while not any(isinstance(event, Line) for event in pair.events(1.0)):
+        pass
+    pair.start(trial("other"))
+    worker = worker_of(pair, "lost")
     actor = ray.get(worker._seat.__ray_call__.remote(lambda seat: os.getpid()))
     os.kill(actor, signal.SIGKILL)
     found = {}
     while len(found) < 2:
         found |= {event.job: event for event in ends(pair)}
     assert isinstance(found["other"], Done)
-    died = found["stuck"]
+    died = found["lost"]
     assert isinstance(died, Died)
     assert died.reason.startswith("the worker's Ray actor was lost: ")
     assert "worker process has died" in died.reason
     assert gone_within(5, worker.pid)
-    (folder / "stick").unlink()
     pair.start(trial("again"))
     assert isinstance(ends(pair)[0], Done)
 
@@ -151,17 +150,54 @@ def test_a_trial_on_two_ranks_has_the_same_bits_and_its_ranks_end_together(share
 def test_slots_are_what_the_cluster_has_room_for() -> None:
     with on_ray("noisy-quadratic", 1) as executor:
         found = []
-        for threads, devices in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 3), (5, 1)):
-            executor.open_slots(threads, devices)
+        for threads, devices in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 3)):
+            executor.open_slots(2, Conditions(threads=threads, world_size=devices))
             found.append(executor.slots)
-        assert found == [4, 2, 1, 2, 1, 1, 1]
+        assert found == [4, 2, 1, 2, 1, 1]
         wide = trial("wide")
         wide.details["threads"] = 5
         with pytest.raises(CannotAnswer, match="room for 1 actors of 5 cores each, it has less"):
             executor.start(wide)
+        with pytest.raises(CannotAnswer, match="room for 3 actors of 2 cores each, it has less"):
+            executor.open_slots(2, Conditions(threads=2, world_size=3))
         assert not executor.processes
+
+
+def test_jobs_that_wait_for_a_node_in_vain_go_to_actors_that_have_become_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More slots than nodes have room for, as where others use the cluster too."""
+    monkeypatch.setattr(ours, "NODE_SECONDS", 0.0)
+    with on_ray("noisy-quadratic", 3) as executor:
+        for name in "abc":
+            wide = trial(name, 64)
+            wide.details["threads"] = 2
+            executor.start(wide)
+        found = {}
+        while len(found) < 3:
+            found |= {event.job: event for event in ends(executor)}
+        assert all(isinstance(event, Done) for event in found.values())
+        assert len(executor.processes) in (1, 2)
 
 
 def test_the_interface_that_ranks_meet_at_is_that_of_the_nodes_address() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.1") is None
+
+
+def test_a_study_on_ray_answers_and_one_on_worker_processes_uses_its_trials(tmp_path: Path) -> None:
+    asked = {"policy": "held", "batch_sizes": [64], "seeds": 1, "store": tmp_path / "a.db", "draw": False}
+    first = bs.study(f"{SMALL}:task", on="ray", **asked)
+    assert [(r.batch_size, r.seeds, r.reached) for r in first.rows] == [(64, 1, 1)]
+    assert first.rows[0].seconds_per_epoch.estimate > 0
+    heard: list[str] = []
+    assert bs.study(f"{SMALL}:task", listen=lambda kind, details: heard.append(kind), **asked).rows == first.rows
+    assert "stored" in heard
+    assert "started" not in heard
+
+
+def test_a_task_object_and_what_names_no_ray_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    store = tmp_path / "a.db"
+    with pytest.raises(UsageError, match="expected a reference to the task for --on ray, got a Task object"):
+        bs.study(load_task("noisy-quadratic"), on="ray", store=store)
+    with pytest.raises(UsageError, match="expected --on as a Ray cluster, got 'slurm'"):
+        bs.recommend("noisy-quadratic", on="slurm", store=store)
+    assert not store.exists()

@@ -116,12 +116,12 @@ def spec_of(batch_size: int, budget: int = 138, **arm: Any) -> TrialSpec:
 
 
 def trained(
-    replicas: Replicas | None, task_of: Any, batch_size: int, path: str | None = None, budget: int = 138
+    replicas: Replicas | None, task_of: Any, batch_size: int, path: str | None = None, budget: int = 138, **arm: Any
 ) -> Any:
     """The trial's result."""
     return train(
         task_of(),
-        spec_of(batch_size, budget, replicas=replicas.size if replicas is not None else 1),
+        spec_of(batch_size, budget, replicas=replicas.size if replicas is not None else 1, **arm),
         device=CPU,
         crossed=lambda trace, goal: crossing(trace, goal) is not None,
         checkpoint=Checkpoint(path, 0.0) if path is not None else None,

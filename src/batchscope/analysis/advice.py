@@ -23,10 +23,11 @@ from batchscope.analysis.decision import (
     pareto_front,
 )
 from batchscope.analysis.limits import binding_limit
-from batchscope.analysis.options import Option, log_weights, options_of
+from batchscope.analysis.options import Option, log_weights, on_devices, options_of
 from batchscope.analysis.particles import Array
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.rate_curve import rate_curve
+from batchscope.analysis.scaling import Predictor
 from batchscope.analysis.search import Point, Setting, View, charge, view_of
 from batchscope.analysis.splits import largest_micro_batch
 from batchscope.analysis.surface import NO_NOISE_SCALE, NOISE_SCALE_SD, Parameters, Posterior, Prior, Run
@@ -83,7 +84,6 @@ def analyse_advice(data: AdviceData) -> Advice:
         draws,
         options,
         data.trials,
-        devices=data.question.devices,
         price=data.question.price,
         own=_own_values(data, view, draws),
         own_reached=loss or any(t.reached is not None for t in data.trials if _is_own(data, t)),
@@ -144,9 +144,19 @@ def by_loss(data: AdviceData) -> bool:
 
 def look(data: AdviceData, draws: int, seed: int = 0) -> tuple[dict[int, Option], View]:
     """The options of the machine by batch size, and the posterior at every point."""
-    options = {o.batch_size: o for o in options_of(data.profile, data.train_size, data.coupled, data.own_batch_size)}
+    options = options_in(data)
     setting = setting_of(data, options)
     return options, view_of(setting, runs_of(data), prior_of(data, setting), draws, seed)
+
+
+def options_in(data: AdviceData) -> dict[int, Option]:
+    """What every batch size costs, by batch size: on one device, or on the number of devices that suits it best."""
+    found = options_of(data.profile, data.train_size, data.coupled, data.own_batch_size)
+    if data.scaling is not None:
+        ceiling = largest_micro_batch(data.profile) if data.profile.memory is not None else data.train_size
+        question = data.question
+        found = on_devices(found, Predictor(data.scaling), question.devices, question.objective, ceiling)
+    return {option.batch_size: option for option in found}
 
 
 def setting_of(data: AdviceData, options: Mapping[int, Option]) -> Setting:
@@ -155,7 +165,7 @@ def setting_of(data: AdviceData, options: Mapping[int, Option]) -> Setting:
     found = list(options.values())
     return Setting(
         sizes=tuple(options),
-        log_weights=log_weights(found, question.objective, data.train_size, question.price, question.devices),
+        log_weights=log_weights(found, question.objective, data.train_size, question.price),
         own_batch_size=data.own_batch_size,
         own_learning_rate=data.own_learning_rate,
         budget_examples=data.budget_examples,
@@ -273,14 +283,23 @@ def _better(data: AdviceData, options: Mapping[int, Option], candidate: Candidat
 
 
 def _pareto(data: AdviceData, found: Sequence[Candidate]) -> tuple[ParetoPoint, ...]:
-    """The front, with seconds per step between the sizes interpolated, log against log; below the smallest as there."""
-    known = [
-        (math.log(c.batch_size), math.log(c.seconds_per_step.estimate)) for c in found if c.seconds_per_step.estimate
-    ]
-    x, y = np.array(known).T
+    """The front. Several devices as the pass over them says; without one, communication is taken to be free.
 
-    def seconds_at(size: float) -> float:
-        return float(np.exp(np.interp(math.log(size), x, y)))
+    Then a step on N devices takes what B / N examples take on one: interpolated between the sizes, log against log,
+    below the smallest as there, so that what is predicted is the best that more devices could do.
+    """
+    alone = options_of(data.profile, data.train_size, data.coupled, data.own_batch_size)
+    single = {o.batch_size: o.seconds.estimate for o in alone if o.seconds.estimate}
+    x, y = np.log(list(single)), np.log(list(single.values()))
+    predictor = Predictor(data.scaling) if data.scaling is not None else None
+
+    def seconds_at(devices: int, batch_size: int) -> tuple[float, bool]:
+        if devices == 1:
+            return single.get(batch_size, math.nan), True
+        if predictor is None or not predictor.can(devices):
+            return float(np.exp(np.interp(math.log(batch_size / devices), x, y))), False
+        seconds, timed = predictor.seconds(devices, batch_size)
+        return seconds.estimate or math.nan, timed
 
     return tuple(pareto_front(found, seconds_at, data.question.price or 1.0))
 

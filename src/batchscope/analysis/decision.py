@@ -114,7 +114,6 @@ def candidates_of(
     options: Mapping[int, Option],
     trials: Sequence[Tried],
     *,
-    devices: int,
     price: float | None,
     own: Array,
     own_reached: bool,
@@ -143,7 +142,7 @@ def candidates_of(
             return measured(logs, n, censored) if absolute and not loss else nothing
 
         split = options[size].split
-        hours = draws.total[:, c] + math.log((price or 1.0) * devices / SECONDS_PER_HOUR)
+        hours = draws.total[:, c] + math.log((price or 1.0) * options[size].devices / SECONDS_PER_HOUR)
         joules = options[size].joules
         energy = None if joules is None or joules.estimate is None else math.log(joules.estimate)
         found.append(
@@ -152,7 +151,7 @@ def candidates_of(
                 learning_rate=rate,
                 micro_batch_size=split.micro_batch_size,
                 accumulation=split.accumulation,
-                devices=devices,
+                devices=options[size].devices,
                 steps_to_goal=known(draws.steps[:, c]),
                 examples_to_goal=known(draws.examples[:, c]),
                 seconds_per_step=options[size].seconds,
@@ -180,24 +179,24 @@ def _over(ratio: Measured, known: bool) -> Measured:
 
 
 def pareto_front(
-    candidates: Sequence[Candidate], seconds_at: Callable[[float], float], price: float
+    candidates: Sequence[Candidate], seconds_at: Callable[[int, int], tuple[float, bool]], price: float
 ) -> list[ParetoPoint]:
     """The front of time against cost over candidates and device counts, powers of two up to MOST_DEVICES.
 
-    On N devices a step takes what B / N examples take on one: communication is taken to be free, so that what is
-    predicted is the best that more devices could do. One device is as measured.
+    `seconds_at(devices, batch_size)`: (seconds per step, whether they were measured).
     """
     points = []
     for c in candidates:
-        steps, step = c.steps_to_goal.estimate, c.seconds_per_step.estimate
-        if steps is None or step is None:
+        steps = c.steps_to_goal.estimate
+        if steps is None or c.seconds_per_step.estimate is None:
             continue
         for k in range(MOST_DEVICES.bit_length()):
             n = 2**k
             if n > c.batch_size:
                 break
-            total = steps * (step if n == 1 else seconds_at(c.batch_size / n))
-            points.append(ParetoPoint(c.batch_size, n, total, total * n * price / SECONDS_PER_HOUR, n > 1))
+            seconds, timed = seconds_at(n, c.batch_size)
+            total = steps * seconds
+            points.append(ParetoPoint(c.batch_size, n, total, total * n * price / SECONDS_PER_HOUR, not timed))
     points.sort(key=lambda p: (p.cost, p.seconds_to_goal, p.devices))
     front: list[ParetoPoint] = []
     for point in points:

@@ -3,18 +3,22 @@
 From a profile alone: the sizes that were timed, and powers of two above them that accumulation of what fits can make.
 Each gets one split: the whole batch where it fits, unless a cut one is clearly faster; so that a batch size has one
 price, and with batch norm (where the split changes the mathematics) one training.
+
+With several devices, and a pass over them (`scaling`), each batch size goes to as many of them as make the objective
+least. What a run of it *here* takes stays as it is: steps are a fact of the task, and runs are made on one device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from batchscope.analysis.particles import Array
+from batchscope.analysis.scaling import Predictor
 from batchscope.analysis.splits import fastest_split, largest_micro_batch, predicted_splits
 from batchscope.analysis.step_time import by_size, rows_of
 from batchscope.analysis.target import effective_batch_size
@@ -30,9 +34,11 @@ UNKNOWN_SD = 0.1  # of log seconds that have no interval (a guess)
 class Option:
     """A batch size in its split, with what a step costs."""
 
-    split: Split
+    split: Split  # on each device
     seconds: Measured  # per step
     joules: Measured | None  # per example, at the micro-batch size that was timed nearest
+    devices: int = 1
+    here: Split | None = None  # how runs are made on one device, where that is another split
 
     @property
     def batch_size(self) -> int:
@@ -57,6 +63,36 @@ def options_of(profile: ProfileData, train_size: int, coupled: bool = False, own
         split = _split(profile, size, coupled)
         nearest = min(rows, key=lambda timed: abs(math.log(timed / split.micro_batch_size)))
         found.append(Option(split, split.seconds_per_step, rows[nearest].joules_per_example))
+    return found
+
+
+def on_devices(
+    options: Sequence[Option], predictor: Predictor, devices: int, objective: str, ceiling: int
+) -> list[Option]:
+    """Every option on the number of devices, of those measured up to `devices`, that makes the objective least.
+
+    Several devices take a batch whole, each its part, which must fit (`ceiling`, examples). Examples and energy do not
+    follow from the number of devices as far as is known: there one device stays.
+    """
+    counts = [n for n in predictor.counts if 1 < n <= devices] if objective in ("time", "cost") else []
+    return [min((option, *_shared(option, predictor, counts, ceiling)), key=_price(objective)) for option in options]
+
+
+def _price(objective: str) -> Callable[[Option], float]:
+    """Seconds per step, times the devices where they are paid for."""
+    paid = objective == "cost"
+    return lambda option: (option.seconds.estimate or math.inf) * (option.devices if paid else 1)
+
+
+def _shared(option: Option, predictor: Predictor, counts: Sequence[int], ceiling: int) -> list[Option]:
+    """The option on each of these device counts."""
+    found = []
+    for n in counts:
+        part = math.ceil(option.batch_size / n)
+        if n <= option.batch_size and part <= ceiling:
+            seconds, measured = predictor.seconds(n, option.batch_size)
+            split = Split(option.batch_size, part, 1, seconds, measured, None)
+            found.append(Option(split, seconds, None, n, option.split))
     return found
 
 
@@ -98,11 +134,12 @@ def draws_of(value: Measured, count: int, rng: np.random.Generator) -> Array:
 
 
 def log_weights(
-    options: Sequence[Option], objective: str, train_size: int, price: float | None = None, devices: int = 1
+    options: Sequence[Option], objective: str, train_size: int, price: float | None = None
 ) -> dict[int, float]:
     """log w(B): what an example costs at each batch size, by the objective. Raises CannotAnswer for unmeasured energy.
 
     time: seconds; cost: price of a device for an hour (1 without one) x devices x hours; examples: 1; energy: joules.
+    Devices are those of each option.
     """
     weights = {}
     for option in options:
@@ -117,6 +154,6 @@ def log_weights(
                 )
             weights[size] = math.log(option.joules.estimate)
         else:
-            scale = (price or 1.0) * devices / 3600.0 if objective == "cost" else 1.0
+            scale = (price or 1.0) * option.devices / 3600.0 if objective == "cost" else 1.0
             weights[size] = math.log(seconds * scale)
     return weights

@@ -272,6 +272,7 @@ class Predictor:
         self.refits = [fit_model(r, timing.buckets, self.model) for r in self.rounds]
         self.sd = residual_sd(self.model, self.steps, timing.buckets)
         self.largest = max((n for n, _ in self.steps.whole), default=1)
+        self.counts = sorted({p.conditions.world_size for p in timing.passes})
         self.known = {(r.devices, r.batch_size): r.seconds_per_step for r in rows_of(timing, 1)}
 
     def of_another(self, timing: ScalingPass, buckets: Sequence[int]) -> Predictor:
@@ -292,9 +293,12 @@ class Predictor:
             return self.known[place], True
         return self.predicted(place), False
 
-    def predicted(self, place: Place) -> Measured:
-        """From the model: rounds' spread, its residuals and the distance in quadrature; ring and tree at the ends."""
-        ends = [self._at(self.model, self.steps, place, tree) for tree in (False, True)]
+    def predicted(self, place: Place, trees: tuple[bool, ...] = (False, True)) -> Measured:
+        """From the model: rounds' spread, its residuals and the distance in quadrature; ring and tree at the ends.
+
+        `trees`: which of ring (False) and tree (True) are thought possible.
+        """
+        ends = [self._at(self.model, self.steps, place, tree) for tree in trees]
         if place[0] in {n for n, _ in self.steps.whole} and self.network is None:
             ends = ends[:1]
         estimate = min(ends)
@@ -307,7 +311,7 @@ class Predictor:
         low, high = min(ends), max(ends)
         if not self.model.slowdown and place[0] > 1:  # the overlap is not known: from all to none
             low, high = (
-                end(self._at(dataclasses.replace(self.model, overlap=g), self.steps, place, t) for t in (False, True))
+                end(self._at(dataclasses.replace(self.model, overlap=g), self.steps, place, t) for t in trees)
                 for end, g in ((min, MOST_OVERLAP), (max, 1.0))
             )
         method = f"model: t on {n} rounds' fits, its residuals and {PER_DOUBLING:.0%} for each doubling of the devices"

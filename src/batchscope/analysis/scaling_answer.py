@@ -34,6 +34,7 @@ def analyse_scaling(data: ScalingData, study: StudyData | None = None) -> Scalin
         claims=judge_scaling(data, study),
         sentences=(),
         notes=notes_of(data),
+        goal=study.settings.goal if study is not None else None,
     )
 
 
@@ -46,16 +47,6 @@ def counts_of(data: ScalingData) -> tuple[int, ...]:
 def notes_of(data: ScalingData) -> tuple[str, ...]:
     """What a reader has to know of how this was measured."""
     notes = list(data.notes)
-    if data.conditions.device == "cpu":
-        notes.append(
-            "A device here is one process with one thread on a core of its own. Cores of one machine share memory and "
-            "caches: what several of them cost each other is in the slowdown, and tells nothing of other machines."
-        )
-    if data.coupled:
-        notes.append(
-            "The model has batch norm: on several devices each replica normalises its own part of the batch, so that "
-            "steps to goal measured on one device are not theirs."
-        )
     drift = max(p.drift for p in data.timing.passes)
     if drift > 0.1:
         notes.append(f"The machine drifted by {drift:.0%} while it was timed; windows are corrected for it.")

@@ -40,6 +40,7 @@ class _Judged:
     what: str
     parts: tuple[tuple[Contrast, int], ...]
     reason: str = ""
+    devices: int = 0
 
     @property
     def p_value(self) -> float:
@@ -69,7 +70,7 @@ def _epochs_claim(seconds: dict[Place, Array], devices: int) -> _Judged:
         return _Judged(8, "both", what, (), "fewer than two batch sizes were timed on one device and on several")
     small, large = (paired(seconds[devices, b], seconds[1, b]) for b in (sizes[0], sizes[-1]))
     what += f", batch size {sizes[-1]}"
-    return _Judged(8, "both", what, ((large, -1), (small, 1)))
+    return _Judged(8, "both", what, ((large, -1), (small, 1)), devices=devices)
 
 
 def _total_claim(
@@ -86,7 +87,7 @@ def _total_claim(
         return _Judged(9, policy, what, (), f"batch size {large} or {small} was not timed: give --batch-sizes")
     of_epoch = [steps_per_epoch(data.train_size, b) for b in (large, small)]
     timed = paired(seconds[devices, large] * of_epoch[0], seconds[1, small] * of_epoch[1])
-    return _Judged(9, policy, what, ((epochs.ends + timed, 1),))
+    return _Judged(9, policy, what, ((epochs.ends + timed, 1),), devices=devices)
 
 
 def paired(one: Array, other: Array) -> Contrast:
@@ -115,12 +116,11 @@ def _claim(judged: _Judged, level: float, of: int) -> Claim:
 
 def _why(judged: _Judged, ratios: list[Measured]) -> str:
     """What was measured, in one sentence."""
+    on = f"On {judged.devices} devices"
     if judged.number == 8:
         large, small = (_times(r) for r in ratios)
-        return (
-            f"On several devices an epoch takes {small} as long at the smallest batch size and {large} at the largest."
-        )
-    return f"The large batch on several devices takes {_times(ratios[0])} as long to converge as the small one on one."
+        return f"{on} an epoch takes {small} as long at the smallest batch size and {large} at the largest."
+    return f"{on} the large batch takes {_times(ratios[0])} as long to converge as the small one on one."
 
 
 def _times(ratio: Measured) -> str:

@@ -43,14 +43,14 @@ def joined(devices: int | None) -> int:
     return launch.size
 
 
-def alone(command: str) -> None:
-    """Refuse several processes for a command that measures on one device; one of them says so."""
+def alone(command: str, because: str = "measures on one device") -> None:
+    """Refuse several processes for a command that is one process's; one of them says so."""
     launch = launch_in(os.environ)
     if launch is not None and launch.rank > 0:
         sys.exit(UsageError.exit_code)
     if launch is not None:
         raise UsageError(
-            f"expected one process of `{command}`, which measures on one device, got {launch.size} from a launcher: "
+            f"expected one process of `{command}`, which {because}, got {launch.size} from a launcher: "
             "run it without the launcher"
         )
 

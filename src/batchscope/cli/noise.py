@@ -17,8 +17,10 @@ def command(
     checkpoints: Annotated[
         int, typer.Option(help="Points of the run at which batches are compared with the full gradient.")
     ] = 3,
+    devices: Annotated[int, typer.Option(metavar="N", help="1: gradient noise is measured on one device.")] = 1,
     seed: Annotated[int, typer.Option(help="Which block of seeds.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what the store knows already.")] = False,
+    on: options.On = None,
     store: options.Store = "batchscope.db",
     report: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to write the HTML page [default: beside the store].")
@@ -37,12 +39,13 @@ def command(
     from batchscope.report.noise_terminal import print_noise
     from batchscope.verbs.noise import noise, price_noise
 
-    asked: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints}
+    asked: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints, "devices": devices}
     if dry_run:
         with options.chatter_on_stderr():
             plan = price_noise(task, **asked, store=store)
         options.print_json(plan) if as_json else print("\n".join(plan["sentences"]))
         return
     with options.chatter_on_stderr(), Progress(Console(stderr=True)) as progress:
-        result = noise(task, **asked, store=store, again=again, report=report, draw=not no_report, listen=progress)
+        kept = {"store": store, "again": again, "report": report, "draw": not no_report}
+        result = noise(task, **asked, on=on, **kept, listen=progress)
     options.print_json(noise_to_json(result)) if as_json else print_noise(result, Console())

@@ -22,6 +22,13 @@ Devices = Annotated[
         metavar="N", help="Devices that train together [default: 1, or as many as a launcher started processes]."
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray[://HOST:PORT]",
+        help="Run trials on a Ray cluster: RAY_ADDRESS's or this machine's own, or a client server's.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

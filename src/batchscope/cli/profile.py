@@ -19,7 +19,7 @@ def command(
         str | None,
         typer.Option(metavar="BYTES", help="2GiB, 500MiB or bytes [default: what the device has, less a margin]."),
     ] = None,
-    devices: Annotated[int, typer.Option(help="How many devices; only 1 so far.")] = 1,
+    devices: Annotated[int, typer.Option(help="1: a profile is of one device; scale times several.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the order of examples.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what the store knows already.")] = False,
     store: options.Store = "batchscope.db",

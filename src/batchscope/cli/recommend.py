@@ -22,7 +22,7 @@ def command(
     memory_limit: Annotated[
         str | None, typer.Option(metavar="BYTES", help="Such as 2GiB [default: what the device has, less a margin].")
     ] = None,
-    devices: Annotated[int, typer.Option(metavar="N", help="Devices to train on; one for now.")] = 1,
+    devices: Annotated[int, typer.Option(metavar="N", help="Train on at most so many devices of this machine.")] = 1,
     best_in: Annotated[
         float | None,
         typer.Option("--best-in", metavar="SECONDS", help="Instead of a goal: the lowest loss in this time."),
@@ -32,6 +32,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Which block of seeds.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Decide anew; stored trials are still used.")] = False,
+    on: options.On = None,
     store: options.Store = "batchscope.db",
     report: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to write the HTML page [default: beside the store].")
@@ -66,5 +67,6 @@ def command(
         options.print_json(plan) if as_json else print("\n".join(plan["sentences"]))
         return
     with options.chatter_on_stderr(), Progress(Console(stderr=True)) as progress:
-        result = recommend(task, **asked, store=store, again=again, report=report, draw=not no_report, listen=progress)
+        kept = {"store": store, "again": again, "report": report, "draw": not no_report}
+        result = recommend(task, **asked, on=on, **kept, listen=progress)
     options.print_json(advice_to_json(result)) if as_json else print_advice(result, Console())

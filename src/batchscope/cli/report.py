@@ -13,7 +13,9 @@ from batchscope.cli import options
 def command(
     study: Annotated[
         str,
-        typer.Argument(help="Id of a study, profile, noise run, advice or scaling, or its beginning: batchscope list."),
+        typer.Argument(
+            help="Id of a study, profile, noise run, advice or scaling, or its beginning: see batchscope list."
+        ),
     ],
     store: options.Store = "batchscope.db",
     report: Annotated[

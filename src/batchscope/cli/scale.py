@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchscope.cli import options
+from batchscope.cli import launcher, options
 from batchscope.errors import UsageError
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -41,6 +41,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Measure what more devices buy, predict those that are not here, and find where more buy nothing."""
+    launcher.alone("scale", "starts the processes of several devices itself")
     from rich.console import Console
 
     from batchscope.analysis.scaling_answer import scaling_to_json

@@ -25,6 +25,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Which block of seeds.")] = 0,
     budget: Annotated[float | None, typer.Option(metavar="R", help="Spend at most R reference runs.")] = None,
     devices: options.Devices = None,
+    on: options.On = None,
     store: options.Store = "batchscope.db",
     report: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to write the HTML page [default: beside the store].")
@@ -63,6 +64,7 @@ def command(
         result = study(
             task,
             **asked,
+            on=on,
             store=store,
             report=report,
             draw=not no_report,

@@ -18,14 +18,23 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from batchscope.measure.throughput import LEAST_ROUNDS, PREFETCHED, ROUNDS, SLOWED, WINDOW_SECONDS, Tell, drift_of, endless
+from batchscope.measure.throughput import (
+    LEAST_ROUNDS,
+    PREFETCHED,
+    ROUNDS,
+    SLOWED,
+    WINDOW_SECONDS,
+    Tell,
+    drift_of,
+    endless,
+)
 from batchscope.records import AllReduceTiming, Conditions, Engine, ScalingPass, StepTiming, TimingPass
 from batchscope.task import Batch, Task
 from batchscope.training.batches import make_source
 from batchscope.training.device import now
 from batchscope.training.distributed import Replicas
 from batchscope.training.seeding import seed_everything
-from batchscope.training.step import SharedStep, make_model, make_shared_step, make_step
+from batchscope.training.step import SharedStep, make_model, make_shared_model, make_shared_step, make_step
 
 SMALLEST_MESSAGE, LARGEST_MESSAGE = 1 << 12, 1 << 26  # bytes of an all-reduce; the gradient's own is among them
 MESSAGE_STEP = 4  # from one size to the next
@@ -40,9 +49,9 @@ class GroupClock:
         seed_everything(0)
         self.group, self.device = group, device
         self.prepared = PREFETCHED * task.num_workers if not isinstance(task.train, (tuple, list)) else 0
-        model = make_model(task, device, engine)
-        optimizer = task.optimizer(model, SLOWED * task.lr)
         several = group.size > 1
+        model = make_shared_model(task, device, engine, group) if several else make_model(task, device, engine)
+        optimizer = task.optimizer(model, SLOWED * task.lr)
         self.source = make_source(task, 0, device, engine, part=group.part if several else None)
         self.step: SharedStep
         if several:
@@ -50,8 +59,13 @@ class GroupClock:
         else:
             alone = make_step(task, model, optimizer, precision=precision, engine=engine)
             self.step = lambda batch, whole: alone(batch)
-        self.gradient_bytes = [p.nbytes for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._streams: dict[int, Iterator[Batch]] = {}
+
+    @property
+    def gradient_bytes(self) -> list[int]:
+        """Of every parameter that is trained, in the model's order."""
+        return [p.nbytes for p in self.parameters]
 
     def window(self, batch_size: int, steps: int, averages: bool) -> float:
         """Seconds of `steps` steps of this global batch size on this rank, data included."""
@@ -65,15 +79,24 @@ class GroupClock:
         return now(self.device) - start
 
 
+def needs_others(task: Task) -> bool:
+    """Whether a rank cannot train by itself: its weights are in pieces on all, or its batch norm sees the whole batch.
+
+    Then steps without averaging are not timed, and all ranks must train together.
+    """
+    return task.shard or task.batch_norm == "synchronised"
+
+
 class Together:
     """All ranks, timing one after the other what groups of them do."""
 
     def __init__(self, task: Task, counts: Sequence[int], everyone: Replicas, precision: str, engine: Engine) -> None:
         self.everyone, self.steps, self.examples = everyone, 0, 0
+        self.apart = not needs_others(task)
         self.groups: dict[int, Replicas] = {}
         self.clocks: dict[int, GroupClock] = {}
         for n in sorted({1, *counts}):
-            handle = dist.new_group(range(n)) if n > 1 else None
+            handle = dist.new_group(range(n)) if 1 < n < everyone.size else None
             if everyone.rank < n:
                 self.groups[n] = Replicas(everyone.rank, n, everyone.device, group=handle)
                 self.clocks[n] = GroupClock(task, everyone.device, precision, engine, self.groups[n])
@@ -97,7 +120,8 @@ class Together:
     def steps_for(self, devices: int, batch_size: int, seconds: float = WINDOW_SECONDS) -> int:
         """Warm up, and choose how many steps make a window of about `seconds`."""
         self.window(devices, batch_size, 2)
-        self.window(devices, batch_size, 2, averages=False)
+        if self.apart:
+            self.window(devices, batch_size, 2, averages=False)
         steps = 1
         while (spent := self.window(devices, batch_size, steps) * steps) < seconds / MIN_WINDOW_SHARE:
             steps *= 2
@@ -168,7 +192,7 @@ def time_scaling(
             windows = taken[n, b]
             windows.reference.append(together.window(1, task.batch_size, steps[1, task.batch_size]))
             for averages in (True, False) if number % 2 == 0 else (False, True):
-                if averages or n > 1:
+                if averages or (n > 1 and together.apart):
                     kept = windows.whole if averages else windows.alone
                     kept.append(together.window(n, b, steps[n, b], averages))
             heard(n, b)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchscope.records.hardware import ProfileData
+from batchscope.records.scaling import ScalingPass
 from batchscope.records.studies import Spent
 from batchscope.records.trials import Conditions
 from batchscope.records.values import Goal, Measured
@@ -28,7 +29,7 @@ class AdviceQuestion:
     objective: str = "time"  # one of OBJECTIVES
     price: float | None = None  # of one device for an hour
     memory_limit: int | None = None  # bytes
-    devices: int = 1
+    devices: int = 1  # at most
     seed: int = 0
     best_in_seconds: float | None = None  # instead of a goal: the lowest validation loss in this time
     best_in_examples: int | None = None  # ... or in this many examples
@@ -75,6 +76,7 @@ class AdviceData:
     provisional_goal: Goal | None = None  # compared at while no run has reached the goal: what the own point reached
     coupled: bool = False  # the model mixes the examples of a batch (batch norm): its micro-batch is part of a trial
     workers: int = 1  # as chosen for trials
+    scaling: ScalingPass | None = None  # seconds on several devices, where they were asked for
     ended: str = ""  # why no more was tried: "firm", "budget", "nothing left"
     examples: int = 0  # of the training runs: what `--budget` counts
     steps: int = 0
@@ -158,7 +160,7 @@ class ParetoPoint:
     devices: int
     seconds_to_goal: float
     cost: float
-    predicted: bool  # a device count that was not measured: communication is taken to be free
+    predicted: bool  # a device count that was not measured: without a pass over any, communication is taken to be free
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from batchscope.records.hardware import TimingPass
 from batchscope.records.studies import Claim
 from batchscope.records.trials import Conditions
-from batchscope.records.values import Measured
+from batchscope.records.values import Goal, Measured
 
 # --- as measured ---
 
@@ -164,3 +164,4 @@ class ScalingResult:
     sentences: tuple[str, ...]
     notes: tuple[str, ...] = ()
     report: str | None = None
+    goal: Goal | None = None  # of the study

@@ -6,13 +6,15 @@ devices (communication free: a lower bound), its cost, and which one is best how
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from batchscope.analysis.decision import BAND, DOUBT
+from batchscope.analysis.scaling import Predictor
 from batchscope.analysis.target import effective_batch_size
-from batchscope.records import Advice
+from batchscope.records import Advice, Measured
 from batchscope.references import REFERENCES, keys
 from batchscope.report import advice_facts as facts
 from batchscope.report import advice_points as points
@@ -144,7 +146,7 @@ def list_figures(advice: Advice) -> dict[str, Figure]:
     rates, pareto = rate_panel(advice), pareto_panel(advice)
     figures = {
         "why": Figure(why_title(advice), why_caption(advice), stacked_panels(advice), stacked=True),
-        "pareto": Figure("Time against cost", pareto_caption(), (pareto,) if pareto is not None else ()),
+        "pareto": Figure("Time against cost", pareto_caption(advice), (pareto,) if pareto is not None else ()),
         "rates": Figure("The best learning rate", rates_caption(advice), (rates,) if rates is not None else ()),
     }
     return {name: f for name, f in figures.items() if f.panels}
@@ -197,8 +199,14 @@ def rates_caption(advice: Advice) -> str:
     return f"{tried} The band is a 90 % interval of the best one.{ring} {rate_summary(advice)}".strip()
 
 
-def pareto_caption() -> str:
+def pareto_caption(advice: Advice) -> str:
     """What the figure of time and cost shows."""
+    if advice.data.scaling is not None:
+        counts = words.list_of(str(p.conditions.world_size) for p in advice.data.scaling.passes)
+        return (
+            "Nothing known is both faster and cheaper than a point on the line. Steps on "
+            f"{counts} devices were timed; on other numbers they are predicted from those."
+        )
     return (
         "Nothing known is both faster and cheaper than a point on the line. More devices were not measured: each takes "
         "its share of the batch and communication is taken to be free, so that their times are lower bounds."
@@ -214,6 +222,30 @@ def device_counts(advice: Advice) -> list[int]:
     return sorted({*powers, advice.question.devices})
 
 
+def steps_on_devices(advice: Advice) -> dict[str, dict[str, Any]] | None:
+    """(median, standard deviation) of log seconds per step of every candidate, by device count; None without a pass.
+
+    Where a batch size gives a device no example, 0 and 0: it is not looked at.
+    """
+    if advice.data.scaling is None:
+        return None
+    predictor, found = Predictor(advice.data.scaling), {}
+    for n in device_counts(advice):
+        if not predictor.can(n):
+            continue
+        known = [predictor.seconds(n, c.batch_size)[0] if c.batch_size >= n else None for c in advice.candidates]
+        timed = n in predictor.counts
+        found[str(n)] = {"timed": timed, "log": [[0.0, 0.0] if m is None else log_normal(m) for m in known]}
+    return found
+
+
+def log_normal(m: Measured) -> list[float]:
+    """(median, standard deviation) of the log of a positive value, as its 95 % interval says."""
+    if not m.estimate or not m.low or not m.high:
+        return [round(math.log(m.estimate or 1.0), 4), 0.0]
+    return [round(math.log(m.estimate), 4), round(math.log(m.high / m.low) / (2 * 1.96), 4)]
+
+
 def controls_of(advice: Advice) -> dict[str, Any] | None:
     """What the page computes with; None where there is nothing to move: no answer, a loss, or no draws."""
     curves, chosen = advice.curves, advice.chosen
@@ -224,7 +256,7 @@ def controls_of(advice: Advice) -> dict[str, Any] | None:
     reference = points.reference_size(advice) if points.is_relative(advice) else None
     question, sizes = advice.question, [c.batch_size for c in advice.candidates]
     return {
-        "devices": question.devices,
+        "devices": chosen.devices,
         "counts": device_counts(advice),
         "objective": question.objective,
         "price": question.price,
@@ -240,11 +272,13 @@ def controls_of(advice: Advice) -> dict[str, Any] | None:
                 "rate": rate(c.learning_rate),
                 "micro": c.micro_batch_size,
                 "parts": c.accumulation,
+                "devices": c.devices,
                 "extrapolated": c.extrapolated,
             }
             for c in advice.candidates
         ],
         "timed": list(curves.sizes_timed),
+        "steps": steps_on_devices(advice),
         "logExamples": [[round(v, 4) for v in row] for row in curves.draws_log_examples[kept]],
         "logCharge": [[round(v, 3) for v in row] for row in curves.draws_log_charge[kept]],
         "logSeconds": [[round(v, 4) for v in row] for row in curves.draws_log_seconds[seconds]],

@@ -18,7 +18,7 @@ from batchscope.analysis.target import effective_batch_size
 from batchscope.records import Advice, Candidate, Measured
 from batchscope.report.advice_facts import ROLES
 from batchscope.report.advice_numbers import by_loss, rate
-from batchscope.report.advice_ratios import TAILS, by_size, has_draws, log_step_seconds
+from batchscope.report.advice_ratios import TAILS, by_size, has_draws, log_step_seconds, share_timed
 from batchscope.report.noise_words import cell, known
 from batchscope.report.profile_words import size_interval
 from batchscope.report.style import short
@@ -154,7 +154,7 @@ def log_to_goal(advice: Advice, column: int, candidate: Candidate, timed: bool) 
     steps = steps - math.log(effective_batch_size(advice.data.train_size, candidate.batch_size))
     if not timed:
         return steps
-    step = log_step_seconds(advice.curves, candidate.batch_size / candidate.devices)
+    step = log_step_seconds(advice.curves, share_timed(advice, candidate))
     return steps + step[np.arange(len(steps)) % len(step)]
 
 

@@ -55,6 +55,15 @@ def log_step_seconds(curves: Curves, size: float) -> Array:
     return rows[:, k - 1] + share * (rows[:, k] - rows[:, k - 1]) + beyond
 
 
+def share_timed(advice: Advice, candidate: Candidate) -> float:
+    """The size at which the curve of seconds per step tells a candidate's own.
+
+    With a pass over several devices the curve is of every batch size on its number of devices. Without one, it is of
+    one device, and each of several takes its share, communication free.
+    """
+    return candidate.batch_size if advice.data.scaling is not None else candidate.batch_size / candidate.devices
+
+
 def log_objective(advice: Advice, candidate: Candidate) -> Array | None:
     """(draws,) log of the objective but for a constant; None without draws, and for energy and losses."""
     objective, curves = advice.question.objective, advice.curves
@@ -67,7 +76,7 @@ def log_objective(advice: Advice, candidate: Candidate) -> Array | None:
     log_examples = np.array(curves.draws_log_examples)[:, sizes.index(candidate.batch_size)]
     if objective == "examples":
         return log_examples
-    seconds = log_step_seconds(curves, candidate.batch_size / candidate.devices)
+    seconds = log_step_seconds(curves, share_timed(advice, candidate))
     seconds = seconds[np.arange(len(log_examples)) % len(seconds)]
     devices = math.log(candidate.devices) if objective == "cost" else 0.0
     return (

@@ -212,7 +212,7 @@ def law_sentence(advice: Advice) -> str:
 
 def change_sentence(advice: Advice, chosen: Candidate) -> str:
     """What was not measured and would change the advice."""
-    n = chosen.devices
+    n = advice.question.devices if advice.data.scaling is not None else chosen.devices
     other = "length of training" if by_loss(advice) else "goal"
     more = f"More than {count(n)} device{'' if n == 1 else 's'} {'was' if n == 1 else 'were'} not measured"
     return f"{more}; another device, memory limit or {other} may change this."

@@ -77,7 +77,7 @@ def ruler(a: Axis) -> Any:
     alt, (low, high) = needed("altair"), a.ends
     if a.scale["type"] != "log":
         return alt.Axis(
-            tickCount=5, format="~s" if high >= 1e6 else ",~r" if high >= 1e4 else ",~g", labelOverlap="greedy"
+            tickCount=5, format="~s" if high >= 1e6 else ",~r" if high >= 1e4 else ",~f", labelOverlap="greedy"
         )
     if a.scale.get("base") == 2:
         powers = [2**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]

@@ -6,7 +6,6 @@ and in shape. The way to the goal is in `scaling_goal`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,11 +22,11 @@ from batchscope.report.profile_words import size_of
 from batchscope.report.scaling_tables import link_of
 from batchscope.report.scaling_words import devices_of, share_of
 from batchscope.report.style import needed, short
-from batchscope.report.words import count
+from batchscope.report.words import count, number
 
 # Okabe & Ito 2008, the yellow left out and the orange made darker: thin lines must show on white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b97900", "#cc79a7", "#56b4e9", "#555555")
-MARKS = ("circle", "square", "diamond", "triangle-right", "cross", "triangle-left", "stroke")
+SHAPES = ("circle", "square", "diamond", "triangle-right", "cross", "triangle-left", "wedge")
 GREY = "#555555"
 DODGE = 2.0**0.05  # device counts stand this factor apart, so that their bars do not cover each other
 MS, KIB, PERCENT = 1e3, 1024.0, 100.0
@@ -38,9 +37,15 @@ Rows = list[dict[str, Any]]
 Layout = Callable[[ScalingRow], tuple[float, Measured]]  # where a row stands, and its value
 
 
-def series_of(counts: Iterable[int]) -> dict[str, str]:
-    """Device counts by name, with their colours."""
-    return {devices_of(n): COLOURS[k % len(COLOURS)] for k, n in enumerate(sorted(set(counts)))}
+def series_of(result: ScalingResult, several: bool = False) -> dict[str, str]:
+    """Device counts that were timed, by name, with their colours; `several`: without the single device."""
+    counts = sorted({r.devices for r in result.rows})
+    return {devices_of(n): COLOURS[k % len(COLOURS)] for k, n in enumerate(counts) if n > 1 or not several}
+
+
+def shape_of(colour: str) -> str:
+    """The shape that goes with a device count's colour."""
+    return SHAPES[COLOURS.index(colour)]
 
 
 def sizes_axis(values: Iterable[float], title: str) -> Axis:
@@ -58,13 +63,13 @@ def dodged(x: float, series: str, all_series: Sequence[str]) -> float:
 # --- by batch size ---
 
 
-def rows_by_count(rows: Sequence[ScalingRow], y: Axis, place: Layout) -> Rows:
+def rows_by_count(rows: Sequence[ScalingRow], names: Sequence[str], y: Axis, place: Layout) -> Rows:
     """One drawn row for every row that has a value, in its device count's series."""
-    names = list(series_of(r.devices for r in rows))
     drawn = []
     for r in rows:
         name, (x, value) = devices_of(r.devices), place(r)
-        mark = mark_of(value, dodged(x, name, names), y, series=name, size=count(x), batch=count(r.batch_size))
+        size = count(x) if x == round(x) else number(x)
+        mark = mark_of(value, dodged(x, name, names), y, series=name, size=size, batch=count(r.batch_size))
         drawn += [mark] if mark is not None else []
     return drawn
 
@@ -72,13 +77,13 @@ def rows_by_count(rows: Sequence[ScalingRow], y: Axis, place: Layout) -> Rows:
 def lines_and_marks(frame: Frame, rows: Rows, tips: Sequence[tuple[str, str]]) -> list[Any]:
     """A thin line for each series and its marks, each with a shape of its own."""
     layers = []
-    for name, shape in zip(frame.series, MARKS * len(frame.series), strict=False):
+    for name, colour in frame.series.items():
         own = [r for r in rows if r["series"] == name]
         joined = [r for r in own if r["kind"] == "estimate"]
         if len(joined) > 1:
             line = frame.chart(joined).mark_line(strokeWidth=1.3, opacity=0.75)
             layers.append(line.encode(x=frame.at(), y=frame.height(), color=frame.colour()))
-        layers += mark_layers(frame, own, tips, shape)
+        layers += mark_layers(frame, own, tips, shape_of(colour))
     return layers
 
 
@@ -92,10 +97,8 @@ def pale_layer(frame: Frame, rows: Rows) -> list[Any]:
 
 def window_rows(result: ScalingResult, place: Callable[[int, int, float], tuple[float, float]]) -> Rows:
     """Every window that was timed, corrected for drift: `place` of (devices, batch size, seconds per step)."""
-    windows = rounds_of(result.data.timing)
-    names = list(series_of(n for n, _ in windows))
-    rows = []
-    for (n, b), seconds in windows.items():
+    names, rows = list(series_of(result)), []
+    for (n, b), seconds in rounds_of(result.data.timing).items():
         for s in seconds.tolist():
             x, y = place(n, b, s)
             rows.append({"x": short(dodged(x, devices_of(n), names)), "y": short(y), "series": devices_of(n)})
@@ -107,18 +110,16 @@ def spoken(title: str, rows: Rows) -> str:
     return f"{title}: " + "; ".join(f"{r['series']}, {r['size']}: {r['text']}" for r in rows)
 
 
-def panel_of(
-    title: str, result: ScalingResult, rows: Sequence[ScalingRow], axes: tuple[str, str], place: Layout, windows: Rows
-) -> Panel | None:
-    """A panel of lines by device count over a logarithmic axis; None without a value."""
-    values = [place(r) for r in rows]
+def panel_of(title: str, result: ScalingResult, axes: tuple[str, str], place: Layout, windows: Rows) -> Panel | None:
+    """A panel of lines by device count over logarithmic axes; None without a value."""
+    values, series = [place(r) for r in result.rows], series_of(result)
     if not any(place_of(m) for _, m in values):
         return None
-    ends = [e for _, m in values for e in (m.low, m.high)]
+    ends = [*(e for _, m in values for e in (m.low, m.high)), *(w["y"] for w in windows)]
     y = Axis(axes[1], log_domain([place_of(m) for _, m in values], ends))
     x = sizes_axis((x for x, _ in values), axes[0])
-    drawn = rows_by_count(rows, y, place)
-    frame = Frame(needed("altair"), x, y, series_of(r.devices for r in rows), {})
+    drawn = rows_by_count(result.rows, list(series), y, place)
+    frame = Frame(needed("altair"), x, y, series, {})
     tips = (("series", "devices"), ("batch", "global batch size"), ("text", y.title))
     spec = frame.drawn([*pale_layer(frame, windows), *lines_and_marks(frame, drawn, tips)], TALL)
     return Panel(title, spoken(f"{y.title} against {x.title}", drawn), spec)
@@ -128,16 +129,18 @@ def steps_panel(result: ScalingResult) -> Panel | None:
     """Strong scaling: seconds per step against the global batch size."""
     windows = window_rows(result, lambda _, b, s: (b, MS * s))
     axes = ("global batch size (examples)", "seconds per step (ms)")
-    place: Layout = lambda r: (r.batch_size, scaled(r.seconds_per_step, MS))
-    return panel_of("Seconds per step", result, result.rows, axes, place, windows)
+    return panel_of("Seconds per step", result, axes, lambda r: (r.batch_size, scaled(r.seconds_per_step, MS)), windows)
 
 
 def throughput_panel(result: ScalingResult) -> Panel | None:
     """Weak scaling: throughput of each device against its own batch."""
+
+    def place(r: ScalingRow) -> tuple[float, Measured]:
+        return r.batch_size / r.devices, scaled(r.examples_per_second, 1 / r.devices)
+
     windows = window_rows(result, lambda n, b, s: (b / n, b / n / s))
     axes = ("batch per device (examples)", "examples per second and device")
-    place: Layout = lambda r: (r.batch_size / r.devices, scaled(r.examples_per_second, 1 / r.devices))
-    return panel_of("Throughput of each device", result, result.rows, axes, place, windows)
+    return panel_of("Throughput of each device", result, axes, place, windows)
 
 
 def exposed_panel(result: ScalingResult) -> Panel | None:
@@ -147,9 +150,9 @@ def exposed_panel(result: ScalingResult) -> Panel | None:
         return None
     y = Axis("exposed averaging (% of a step)", {"type": "linear", "domain": [0, 100], "nice": False})
     x = sizes_axis((r.batch_size for r in rows), "global batch size (examples)")
-    drawn = rows_by_count(rows, y, lambda r: (r.batch_size, share_of(r.exposed, r.seconds_per_step)))
-    all_series = series_of(r.devices for r in result.rows)
-    frame = Frame(needed("altair"), x, y, {k: v for k, v in all_series.items() if k != devices_of(1)}, {})
+    series = series_of(result, several=True)
+    drawn = rows_by_count(rows, list(series), y, lambda r: (r.batch_size, share_of(r.exposed, r.seconds_per_step)))
+    frame = Frame(needed("altair"), x, y, series, {})
     tips = (("series", "devices"), ("batch", "global batch size"), ("text", y.title))
     spec = frame.drawn(lines_and_marks(frame, drawn, tips), TALL)
     return Panel("Exposed averaging", spoken(f"{y.title} against {x.title}", drawn), spec)
@@ -168,7 +171,7 @@ def reduces_panel(result: ScalingResult) -> Panel | None:
     own = result.data.timing.gradient_bytes
     y = Axis("all-reduce (ms)", log_domain([m.estimate for *_, m in values], [s for *_, s in windows]))
     x = sizes_axis([*(size for _, size, _ in values), own / KIB], "message (KiB)")
-    colours = {k: v for k, v in series_of(r.devices for r in result.rows).items() if k != devices_of(1)}
+    colours = series_of(result, several=True)
     frame = Frame(needed("altair"), x, y, {**colours, gradient_name(result): GREY}, {})
     names = list(colours)
     drawn = [
@@ -182,8 +185,8 @@ def reduces_panel(result: ScalingResult) -> Panel | None:
     ]
     layers = [gradient_layer(frame, result), *pale_layer(frame, pale), *ring_layers(frame, result)]
     tips = (("series", "devices"), ("size", "message"), ("text", "all-reduce (ms)"))
-    for name, shape in zip(colours, MARKS[1:], strict=False):
-        layers += mark_layers(frame, [r for r in marks if r["series"] == name], tips, shape)
+    for name, colour in colours.items():
+        layers += mark_layers(frame, [r for r in marks if r["series"] == name], tips, shape_of(colour))
     label = spoken("Milliseconds of an all-reduce by message", marks)
     return Panel("All-reduces by themselves", label, frame.drawn(layers, TALL))
 
@@ -211,9 +214,3 @@ def ring_layers(frame: Frame, result: ScalingResult) -> list[Any]:
     ]
     line = frame.chart(rows).mark_line(strokeWidth=1.3, strokeDash=[5, 3], clip=True)
     return [line.encode(x=frame.at(), y=frame.height(), color=frame.colour())]
-
-
-def decades_of(values: Iterable[float | None]) -> float:
-    """How many decades positive values span."""
-    logs = [math.log10(v) for v in values if v is not None and v > 0]
-    return max(logs) - min(logs) if logs else 0.0

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from batchscope.records import Measured, Network, ScalingData, ScalingResult
 from batchscope.report.noise_facts import methods_among
+from batchscope.report.noise_words import known
 from batchscope.report.profile_facts import conditions_of, engine_of, versions_of
 from batchscope.report.profile_words import size_of
 from batchscope.report.words import count, list_of, loop_of, number, plain, seconds, sentence
@@ -43,7 +44,8 @@ def counts_of(data: ScalingData) -> str:
 def gradient_of(data: ScalingData) -> str:
     """What is averaged every step, and in how many pieces."""
     pieces = len(data.timing.buckets)
-    parts = "in one piece" if pieces == 1 else f"in {count(pieces)} pieces of {list_of(map(size_of, data.timing.buckets))}"
+    sizes = list_of(map(size_of, data.timing.buckets))
+    parts = "in one piece" if pieces == 1 else f"in {count(pieces)} pieces of {sizes}"
     return f"{size_of(data.timing.gradient_bytes)} are averaged at every step, {parts}"
 
 
@@ -57,8 +59,9 @@ def timing_of(data: ScalingData) -> str:
     size = count(passes[0].reference_batch_size)
     drift = number(100 * max(p.drift for p in passes))
     return (
-        f"one interleaved pass of {loop_of(passes[0].loop)}, {told} rounds of every device count and batch size; a window "
-        f"lasts as long as its slowest device; the reference step (batch size {size} on one device) drifted by {drift} %"
+        f"one interleaved pass of {loop_of(passes[0].loop)}, {told} rounds of every device count and batch size; a "
+        f"window lasts as long as its slowest device; the reference step (batch size {size} on one device) drifted by "
+        f"{drift} %"
     )
 
 
@@ -84,8 +87,8 @@ def model_of(result: ScalingResult) -> str:
     if result.fit.reason:
         return sentence(result.fit.reason)
     return (
-        "seconds per step of B examples on n devices = ((d + k c(B / n))ᵍ + (h + r(n))ᵍ)^(1/g), with c(b) the seconds of a "
-        "step of b examples on one device and r(n) those of the all-reduces timed by themselves"
+        "seconds per step of B examples on n devices = ((d + k c(B / n))^g + (h + r(n))^g)^(1/g), with c(b) the "
+        "seconds of a step of b examples on one device and r(n) those of the all-reduces timed by themselves"
     )
 
 
@@ -122,4 +125,6 @@ def methods_of(result: ScalingResult) -> dict[str, list[str]]:
         "speed-up to the goal": [c.speedup for c in choices],
         "critical batch size": [crit],
     }
-    return methods_among({name: [m for m in values if m is not None] for name, values in quantities.items()})
+    return methods_among(
+        {name: [m for m in values if m is not None and known(m)] for name, values in quantities.items()}
+    )

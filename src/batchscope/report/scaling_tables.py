@@ -160,10 +160,7 @@ def fit_table(result: ScalingResult, dash: str = "-") -> Content:
     lines: list[tuple[str, Measured, str]] = [
         ("latency (µs)", scaled(network.latency, MICRO), "until the first byte comes"),
         ("bandwidth (MB/s)", scaled(network.bandwidth, MEGA), "of each device's link"),
-        *(
-            (f"slowdown k of {n} devices", k, "computing at once, over alone")
-            for n, k in fit.slowdown.items()
-        ),
+        *((f"slowdown k of {n} devices", k, "computing at once, over alone") for n, k in fit.slowdown.items()),
         ("wrapper d (ms)", scaled(fit.wrapper, MS), "what a replica's step takes more"),
         ("added h (ms)", scaled(fit.added, MS), "what averaging costs beside the network"),
         ("overlap g", fit.overlap, "1 nothing hides behind computing, 10 nearly all"),

@@ -18,7 +18,7 @@ from batchscope.records import DeviceChoice, Measured, ScalingResult, ScalingRow
 from batchscope.report.advice_numbers import is_wide, spelled, times, unit_of
 from batchscope.report.noise_words import known
 from batchscope.report.profile_words import size_of
-from batchscope.report.words import count, endless, list_of, plain
+from batchscope.report.words import count, endless, goal_of, list_of, plain
 
 PERCENT = 100.0
 BAND = f"{PERCENT * (GAIN - 1):.0f} %"
@@ -93,8 +93,8 @@ def strong_sentence(n: int, rows: Sequence[ScalingRow]) -> str:
     if not ends:
         return ""
     parts = [f"{faster(m, NAMED if k == 0 else '')} at batch size {count(b)}" for k, (b, m) in enumerate(ends)]
-    how = "strong scaling: the global batch is fixed and divided"
-    return f"On {devices_of(n)} a step is {list_of(parts)}, compared with one device ({how})."
+    how = "With the global batch fixed and divided (strong scaling)"
+    return f"{how}, a step on {devices_of(n)} is {list_of(parts)}, compared with one device."
 
 
 def faster(speedup: Measured, named: str = "") -> str:
@@ -113,8 +113,8 @@ def weak_sentence(n: int, rows: Sequence[ScalingRow]) -> str:
     if not ends:
         return ""
     parts = [f"{told(scaled(m, PERCENT), '%')} with {count(b // n)} examples each" for b, m in ends]
-    how = "weak scaling: the batch of each device is fixed"
-    return f"They reach {list_of(parts)} of the throughput of {count(n)} times one device ({how})."
+    how = "With the batch of each device fixed (weak scaling)"
+    return f"{how}, {devices_of(n)} reach {list_of(parts)} of {count(n)} times one device's throughput."
 
 
 def averaging_sentence(result: ScalingResult) -> str:
@@ -144,7 +144,8 @@ def goal_sentences(result: ScalingResult) -> str:
     if timed:
         parts = [f"{choice_words(c, NAMED if c is timed[0] else '')} on {devices_of(c.devices)}" for c in timed]
         own = "its best batch size" if len(timed) == 1 else "the best batch size of each"
-        said.append(f"Training to the goal at {own} takes {list_of(parts)}; these seconds are measured.")
+        goal = f" ({goal_of(result.goal)})" if result.goal is not None else ""
+        said.append(f"Training to the goal{goal} at {own} takes {list_of(parts)}; these seconds are measured.")
     if guessed:
         best = min(guessed, key=lambda c: c.seconds_to_goal.estimate or math.inf)
         named = "" if timed else NAMED
@@ -180,7 +181,7 @@ def useful_sentence(result: ScalingResult) -> str:
             f"Even {devices_of(most)}, the most considered, are more than {BAND} faster than any fewer: where more buy "
             f"nothing was not found. {critical_words(result)}"
         )
-    how = " by prediction" if any(not c.measured for c in choices.values() if c.devices >= n) else ""
+    how = " (as predicted)" if any(not c.measured for c in choices.values() if c.devices >= n) else ""
     more = "More than one device buys" if n == 1 else f"More than {devices_of(n)} buy"
     said = f"{more} nothing{how}: no larger number, up to {count(most)}, is more than {BAND} faster."
     return f"{said} {critical_words(result)}"

@@ -38,5 +38,5 @@ class Job:
 
     @property
     def together(self) -> bool:
-        """Whether its workers do it as ranks, which meet."""
-        return self.devices > 1
+        """Whether its workers do it as ranks, which meet, be it one."""
+        return self.devices > 1 or self.kind == "scaling"

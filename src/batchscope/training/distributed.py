@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +104,7 @@ def shared(model: nn.Module, loss_of: LossOf, replicas: Replicas, unused: Collec
 
     `unused`: names of the weights that get no gradient, of which DDP has to be told.
     """
-    return DistributedDataParallel(
+    together = DistributedDataParallel(
         SharedLoss(model, loss_of, unused),
         device_ids=[replicas.device.index] if replicas.device.type == "cuda" else None,
         process_group=replicas.group,
@@ -110,6 +112,11 @@ def shared(model: nn.Module, loss_of: LossOf, replicas: Replicas, unused: Collec
         gradient_as_bucket_view=True,
         find_unused_parameters=bool(unused),
     )
+    # DDP lays out its buckets anew after a first pass: made here, so that a resumed trial adds up in the same order as
+    # one that was not interrupted. From 3 replicas on, the order changes the rounding.
+    together(None).backward()
+    together.zero_grad()
+    return together
 
 
 def averaging(together: Callable[[Batch], torch.Tensor], now: bool) -> AbstractContextManager[Any]:
@@ -157,6 +164,9 @@ def listening(host: str = "127.0.0.1") -> dist.TCPStore:
 
 def met(rank: int, size: int, device: torch.device, store: dist.TCPStore | tuple[str, int]) -> Replicas:
     """Join the others at `store` (rank 0: what `listening` made; others: its host and port). Ends with `part_ways`."""
+    host = store[0] if isinstance(store, tuple) else store.host
+    if host in ("127.0.0.1", "localhost") and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo takes the interface of the machine's own name
     if isinstance(store, tuple):
         store = dist.TCPStore(store[0], store[1], None, False, wait_for_workers=False, timeout=PATIENCE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -1,8 +1,7 @@
 """Which passes does a replica make over its part of a batch? Its own ones, or the same number as every other.
 
 A replica whose model needs nothing of the others until the gradient is complete goes its own way (`Apart`), and makes
-no pass for a part that is empty. Synchronised batch norm and sharded weights need all replicas in every pass:
-(`InStep`)
+no pass for a part that is empty. With synchronised batch norm or sharded weights all make every pass (`InStep`):
 
     passes = ceil(largest part / micro-batch),    pieces of a part: sizes that differ by at most one
 
@@ -39,7 +38,8 @@ class Apart:
     def pieces(self, part: Batch, whole: int) -> list[Batch]:
         """The part in micro-batches; [None] for an empty one."""
         own = examples_in(part) if part is not None else 0
-        return split(part, self.micro_batch_size or own) if own > 0 else [None]
+        size = self.micro_batch_size or own
+        return split(part, size) if own > size else [part if own > 0 else None]
 
     def taking(self, piece: Batch, units: int) -> AbstractContextManager[Batch]:
         """What the model sees in a pass over a piece that counts so many units; None: nothing."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from batchscope.errors import CannotAnswer
 from batchscope.records import Engine
 from batchscope.task import Batch, Task
 from batchscope.training.batch_norm import norms_of, synchronised
@@ -126,6 +127,8 @@ def make_shared_step(
     counted, finish = task.count is not None or task.unit == "tokens", _finish(task, optimizer)
 
     def step(part: Batch, whole: int) -> None:
+        if root is not None and not replicas.averages:
+            raise CannotAnswer(f"task {task.name!r}: expected whole weights to time a rank by itself, got shard=True")
         optimizer.zero_grad()
         pieces = passes.pieces(part, whole)
         units = [units_in(task, piece) if piece is not None else 0 for piece in pieces]
@@ -133,8 +136,8 @@ def make_shared_step(
         for k, (piece, n) in enumerate(zip(pieces, units, strict=True)):
             now = replicas.averages and k == len(pieces) - 1
             with averaging(together, now), passes.taking(piece, n) as seen:
-                loss = together(seen)
-                (loss * (replicas.size * n / total)).backward()
+                loss, weight = together(seen), replicas.size * n / total
+                (loss * weight if weight != 1 else loss).backward()  # it is 1 where parts are equal
             replicas.done += 1
         finish()
 

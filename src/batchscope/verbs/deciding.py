@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchscope.analysis.advice import by_loss, is_weak, look, run_length, setting_of
-from batchscope.analysis.options import options_of
+from batchscope.analysis.advice import by_loss, is_weak, look, options_in, run_length, setting_of
 from batchscope.analysis.search import DRAWS, Point, Setting, View, expected, proposals, reserve
 from batchscope.analysis.target import crossed
 from batchscope.analysis.tried import level_of, tried
@@ -28,13 +27,13 @@ from batchscope.records import (
     Conditions,
     Goal,
     ProfileData,
+    ScalingPass,
     StopRule,
     TrialRecord,
     TrialSpec,
 )
 from batchscope.store.base import Store
 from batchscope.sweep.executors.base import Executor
-from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import TaskReference
 from batchscope.sweep.plan import TUNING_SEEDS, default_batch_sizes, default_cadence, seeds_of, tuning_seeds_of
 from batchscope.sweep.runner import Listener, Runner
@@ -63,7 +62,10 @@ class Decision:
         path: Path,
         checkpoint_seconds: float,
         hear: Listener,
+        on: str | None = None,
+        scaling: ScalingPass | None = None,
     ) -> None:
+        self.on = on
         self.store, self.asked, self.task, self.hear = store, asked, asked.task, hear
         self.path, self.checkpoint_seconds = path, checkpoint_seconds
         self.started = time.monotonic()
@@ -87,15 +89,15 @@ class Decision:
             budget_examples=task.budget_examples,
             cadence_examples=default_cadence(task.train_size, task.budget_examples),
             coupled=_coupled(task),
+            scaling=scaling,
         )
-        found = options_of(profile, task.train_size, self.data.coupled, task.batch_size)
-        self.options = {o.batch_size: o for o in found}
+        self.options = options_in(self.data)
 
     def run(self) -> AdviceData:
         """Everything, in order."""
         setting_of(self.data, self.options)  # raises here, before any training, where the objective was not measured
-        with executor_for(self.asked.reference or self.task) as executor:
-            if isinstance(executor, LocalExecutor) and self.asked.reference is not None:
+        with executor_for(self.asked.reference or self.task, on=self.on) as executor:
+            if self.asked.reference is not None:
                 executor.serve(TaskReference.here(self.asked.reference, self.asked.checked.fingerprint))
             workers, conditions = self._chosen(executor)
             self.data = dataclasses.replace(self.data, conditions=conditions, workers=workers)
@@ -120,8 +122,7 @@ class Decision:
             workers, conditions = chosen(self.store, self.data.fingerprint) or choose(
                 executor, self.task, sizes, self.hear
             )
-        if isinstance(executor, LocalExecutor):
-            executor.slots = workers
+        executor.open_slots(workers, conditions)
         return workers, conditions
 
     # --- the runs ---
@@ -348,8 +349,9 @@ class Decision:
         return StopRule(data.budget_examples, data.cadence_examples, PATIENCE_EPOCHS, data.goal, cap)
 
     def _arm(self, point: Point) -> Arm:
-        """In micro-batches where the profile says so: they fit, and with batch norm they are part of the trial."""
-        split = self.options[point[0]].split
+        """On one device; in micro-batches where the profile says so: they fit, and with batch norm are part of it."""
+        option = self.options[point[0]]
+        split = option.here or option.split
         micro = split.micro_batch_size if split.accumulation > 1 else None
         return Arm(point[0], point[1], micro_batch_size=micro, precision=self.data.conditions.precision)
 

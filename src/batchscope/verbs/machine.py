@@ -17,10 +17,12 @@ from batchscope.store.base import Store
 from batchscope.store.owner import Owner
 from batchscope.sweep.executors import launched
 from batchscope.sweep.executors.base import Done, Executor, Line, Refused
+from batchscope.sweep.executors.cluster import checked
 from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.executors.inline import InlineExecutor
 from batchscope.sweep.executors.launched import LaunchedExecutor
 from batchscope.sweep.executors.local import LocalExecutor
+from batchscope.sweep.executors.ray import RayExecutor
 from batchscope.sweep.jobs import Job
 from batchscope.sweep.runner import Listener, as_error
 from batchscope.task import Task
@@ -31,15 +33,30 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0  # without a sign of life a job that is not a trial counts as hung (a guess)
 
 
-def executor_for(task: Task | str, devices: int = 1) -> Executor:
-    """Worker processes for a task that they can find; this process for one that they cannot."""
+def executor_for(task: Task | str, devices: int = 1, on: str | None = None) -> Executor:
+    """Worker processes for a task that they can find; this process for one that they cannot. `on`: a Ray cluster's."""
+    if on is not None:
+        check_cluster(task, on)
+        return RayExecutor(None, on=on)
     if isinstance(task, str) and devices > 1:
         return LaunchedExecutor(launched.driven) if launched.driven is not None else GroupExecutor(None, devices)
     return LocalExecutor(None, 1) if isinstance(task, str) else InlineExecutor(task)
 
 
-def check_devices(task: Task | str, devices: int) -> None:
-    """Refuse a number of devices on which the task cannot be trained."""
+def check_cluster(task: Task | str, on: str) -> None:
+    """Refuse what names no Ray cluster, and what cannot run on one, before it is connected to; raises UsageError."""
+    checked(on)
+    if not isinstance(task, str):
+        raise UsageError(
+            f"expected a reference to the task for --on {on}, got a {type(task).__name__} object, which no other "
+            'process can load: put the task into a file and write "path.py:function"'
+        )
+    if launched.driven is not None:
+        raise UsageError(f"expected either a launcher or --on {on}, got both: leave one out")
+
+
+def check_devices(task: Task | str, devices: int, on: str | None = None) -> None:
+    """Refuse a number of devices on which the task cannot be trained; a cluster tells itself what it has."""
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
         raise UsageError(f"expected a number of devices from 1 up, got {devices!r}: write --devices 2")
     if devices > 1 and not isinstance(task, str):
@@ -48,7 +65,7 @@ def check_devices(task: Task | str, devices: int) -> None:
             'other process can load: put the task into a file and write "path.py:function"'
         )
     most = devices_here()
-    if devices > most and launched.driven is None:
+    if devices > most and launched.driven is None and on is None:
         kind = "card" if pick_device().type == "cuda" else "processor core"
         raise CannotAnswer(
             f"expected at most {most} device{'s' * (most > 1)} on this machine, a {kind} each, got {devices}: write "

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from batchscope.errors import UsageError
+from batchscope.errors import CannotAnswer, UsageError
 from batchscope.measure.follow import PASSES, Followed, checkpoint_cost, steps_for, watched
 from batchscope.records import (
     Conditions,
@@ -33,14 +33,13 @@ from batchscope.records import (
 from batchscope.report.noise_html import write_noise
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
-from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import Job, TaskReference, place
 from batchscope.sweep.plan import arms_of, default_batch_sizes, default_cadence, seeds_of
 from batchscope.sweep.runner import Listener
 from batchscope.task import Task, load_task
 from batchscope.training.checks import CheckedTask, check_task
 from batchscope.training.seeding import drawing_from
-from batchscope.verbs.machine import call, choose, chosen, executor_for, machine, reference_in
+from batchscope.verbs.machine import call, check_cluster, choose, chosen, executor_for, machine, reference_in
 from batchscope.verbs.report import default_path, drawn, noise_answer
 
 MOST_MEASUREMENTS = 2000  # of a run of its whole budget; more would only fill the store
@@ -87,7 +86,9 @@ def noise(
     seed: int = 0,
     budget: float | None = None,
     checkpoints: int = CHECKPOINTS,
+    devices: int = 1,
     again: bool = False,
+    on: str | None = None,
     store: str | Path = "batchscope.db",
     report: str | Path | None = None,
     draw: bool = True,
@@ -102,19 +103,22 @@ def noise(
             run takes about two: measurements are made on examples drawn apart.)
         checkpoints: at how many points of the run batches' gradients are compared with the full one, the last at its
             end; each takes little more than an epoch. 0: none.
+        devices: 1.
         again: measure anew where the store has the answer already.
-        store, report, draw, listen: as in `study`.
+        on, store, report, draw, listen: as in `study`.
 
     Returns: the noise scale over the run and along it, as in `--json`. Raises BatchscopeError with one sentence.
     """
     hear: Listener = listen or (lambda kind, details: None)
+    if on is not None:
+        check_cluster(task, on)
     with drawing_from(0):  # a notebook keeps its random numbers
-        asked = ask(task, seed=seed, budget=budget, checkpoints=checkpoints)
+        asked = ask(task, seed=seed, budget=budget, checkpoints=checkpoints, devices=devices)
         with open_store(store) as opened:
             opened.remember_task(asked.task.name, asked.checked.fingerprint, asked.checked.components)
             run, run_id = _stored(opened, asked) if not again else (None, "")
             if run is None:
-                run = _measured(opened, asked, hear)
+                run = _measured(opened, asked, hear, on)
                 run_id = opened.save_noise_run(run)
             result = noise_answer(opened, run)
     if draw:
@@ -123,8 +127,20 @@ def noise(
     return result
 
 
-def ask(task: Task | str, *, seed: int = 0, budget: float | None = None, checkpoints: int = CHECKPOINTS) -> Asked:
+def ask(
+    task: Task | str,
+    *,
+    seed: int = 0,
+    budget: float | None = None,
+    checkpoints: int = CHECKPOINTS,
+    devices: int = 1,
+) -> Asked:
     """Everything that can be refused before anything is run."""
+    if devices != 1:
+        raise CannotAnswer(
+            f"expected 1 device, got {devices!r}: a run's gradient noise is measured on one device, and is the same "
+            "for any number that trains it (batch norm apart): leave --devices out"
+        )
     if not isinstance(seed, int) or not 0 <= seed < 10**12:
         raise UsageError(f"expected a seed from 0 up, got {seed!r}: write --seed 0")
     if budget is not None and not budget > 0:
@@ -184,11 +200,11 @@ def _stored(store: Store, asked: Asked) -> tuple[NoiseRun | None, str]:
     return None, ""
 
 
-def _measured(store: Store, asked: Asked, hear: Listener) -> NoiseRun:
+def _measured(store: Store, asked: Asked, hear: Listener, on: str | None) -> NoiseRun:
     """Follow the run in a worker (or here, for a task that came as an object)."""
     started, task = time.monotonic(), asked.task
-    with executor_for(asked.reference or task) as executor:
-        if isinstance(executor, LocalExecutor) and asked.reference is not None:
+    with executor_for(asked.reference or task, on=on) as executor:
+        if asked.reference is not None:
             executor.serve(TaskReference.here(asked.reference, asked.checked.fingerprint))
         with machine(store, hear):
             choice = chosen(store, asked.checked.fingerprint)

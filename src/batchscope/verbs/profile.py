@@ -117,7 +117,9 @@ def ask(
 ) -> Asked:
     """Everything that can be refused before anything is run."""
     if devices != 1:
-        raise CannotAnswer(f"expected 1 device, got {devices!r}: profiles of several devices are not built yet")
+        raise CannotAnswer(
+            f"expected 1 device, got {devices!r}: a profile is of one device; batchscope scale times steps on several"
+        )
     if not isinstance(seed, int) or not 0 <= seed < 10**12:
         raise UsageError(f"expected a seed from 0 up, got {seed!r}: write --seed 0")
     check_limit(memory_limit)

@@ -18,7 +18,8 @@ from typing import Any
 
 from batchscope.analysis.advice import analyse_advice
 from batchscope.errors import CannotAnswer, UsageError
-from batchscope.records import OBJECTIVES, Advice, AdviceData, AdviceQuestion, ProfileData, TimingPass
+from batchscope.measure.coupling import replica_norms
+from batchscope.records import OBJECTIVES, Advice, AdviceData, AdviceQuestion, ProfileData, ScalingPass, TimingPass
 from batchscope.report.advice_html import write_advice
 from batchscope.report.advice_words import worded
 from batchscope.report.words import seconds as spelled
@@ -28,8 +29,9 @@ from batchscope.sweep.runner import Listener
 from batchscope.task import Task
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs import profile as profiling
+from batchscope.verbs import scale as scaling
 from batchscope.verbs.deciding import Decision
-from batchscope.verbs.machine import reference_in
+from batchscope.verbs.machine import check_cluster, check_devices, reference_in
 from batchscope.verbs.price import price_profile, seconds_per_example
 from batchscope.verbs.report import default_path, drawn
 
@@ -54,6 +56,7 @@ def recommend(
     seed: int = 0,
     timing: TimingPass | None = None,
     again: bool = False,
+    on: str | None = None,
     store: str | Path = "batchscope.db",
     report: str | Path | None = None,
     draw: bool = True,
@@ -70,17 +73,22 @@ def recommend(
         objective: what is made least: "time", "cost", "examples" or "energy".
         price: of a device for an hour; costs are in device hours without it.
         memory_limit: bytes, as in `profile`.
-        devices: 1.
+        devices: at most so many; seconds on several are those of a `scale`, the store's or measured now. Runs are made
+            on one device: steps to goal do not depend on how many there are (but with batch norm, which is refused).
         best_in_seconds, best_in_examples: instead of a goal, the lowest validation loss after so much training.
         seed: which block of seeds.
         timing: seconds per step in a loop of your own (`StepMeter.report()`); default: a profile's.
         again: measure anew where the store has the answer already; stored trials are still used.
+        on: as in `study`; the profile is this machine's, so the cluster's nodes should be like it.
         store, report, draw, checkpoint_seconds, listen: as in `study`.
 
     Returns: the advice, as in `--json`. Raises BatchscopeError with one sentence.
     """
     hear: Listener = listen or (lambda kind, details: None)
     question = _question(budget, objective, price, memory_limit, devices, seed, best_in_seconds, best_in_examples)
+    check_devices(task, devices)
+    if on is not None:
+        check_cluster(task, on)
     with drawing_from(0):  # a notebook keeps its random numbers
         asked = profiling.ask(task, memory_limit=memory_limit, seed=seed)
         with open_store(store) as opened:
@@ -91,7 +99,9 @@ def recommend(
                     profile = timed_elsewhere(asked, timing)
                 else:
                     profile, _ = profiling.found_or_measured(opened, asked, hear)
-                data = Decision(opened, asked, question, profile, Path(store), checkpoint_seconds, hear).run()
+                scaling = _scaling(opened, asked, question, profile, hear) if devices > 1 else None
+                run = Decision(opened, asked, question, profile, Path(store), checkpoint_seconds, hear, on, scaling)
+                data = run.run()
                 advice_id = opened.save_advice(data)
     result = worded(analyse_advice(data))
     if draw:
@@ -111,10 +121,8 @@ def _question(
     best_in_examples: int | None,
 ) -> AdviceQuestion:
     """What can be refused before the task is looked at."""
-    if devices != 1:
-        raise CannotAnswer(
-            f"expected 1 device, got {devices!r}: several devices are not built yet, leave --devices out"
-        )
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise UsageError(f"expected a number of devices from 1 up, got {devices!r}: write --devices 2")
     if not isinstance(budget, (int, float)) or not math.isfinite(budget) or not budget > 0:
         raise UsageError(f"expected a budget in reference runs above 0, got {budget!r}: write --budget 10")
     if objective not in OBJECTIVES:
@@ -139,6 +147,27 @@ def _question(
     return AdviceQuestion(
         float(budget), objective, price, memory_limit, devices, seed, best_in_seconds, best_in_examples
     )
+
+
+def _scaling(
+    store: Store, asked: profiling.Asked, question: AdviceQuestion, profile: ProfileData, hear: Listener
+) -> ScalingPass:
+    """Seconds on 1, 2, 4 ... and `devices` devices, at the batch sizes of the profile."""
+    norms = replica_norms(asked.task)
+    if norms:
+        raise CannotAnswer(
+            f"task {asked.task.name!r}: expected a model without batch norm for several devices, it has {len(norms)} "
+            "such layers, which would see a part of the batch each: leave --devices out, or synchronise them with "
+            'batch_norm="synchronised"'
+        )
+    if asked.reference is None or profile.timing is None:
+        raise CannotAnswer(
+            "expected a task file and a profile of it for several devices, got neither: leave --devices out"
+        )
+    counts = [n for k in range(question.devices.bit_length()) if (n := 2**k) < question.devices]
+    sizes = [t.batch_size for t in profile.timing.timings]
+    request = scaling.ask(asked.reference, [*counts, question.devices], sizes, None, question.devices, question.seed)
+    return scaling.found_or_measured(store, request, hear)[0].timing
 
 
 def price_advice(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from batchscope.report.advice_html import write_advice
 from batchscope.report.advice_words import worded
 from batchscope.report.noise_html import write_noise
 from batchscope.report.profile_html import write_profile
+from batchscope.report.scaling_html import write_scaling
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 
@@ -55,8 +56,6 @@ def write_report(study: str, *, store: str | Path = "batchscope.db", path: str |
             page = where(f"{advice.task}-advice")
             return write_advice(dataclasses.replace(advice_answer(advice), report=str(page)), page)
         if kind == "scaling":
-            from batchscope.report.scaling_html import write_scaling
-
             scaling = opened.scaling(found)
             page = where(f"{scaling.task}-scaling")
             return write_scaling(dataclasses.replace(scaling_answer(opened, scaling), report=str(page)), page)
@@ -78,10 +77,11 @@ def advice_answer(data: AdviceData) -> Advice:
 
 
 def scaling_answer(store: Store, data: ScalingData) -> ScalingResult:
-    """The answer that a scaling's windows give, joined with the steps of the study that it names, if it is here."""
-    study_id = next((summary.id for summary in store.studies() if summary.id == data.study_id), None)
+    """The answer that a scaling's windows give, joined with the study that it names, or else the newest of its task."""
+    named = next((summary.id for summary in store.studies() if summary.id == data.study_id), None)
+    study_id = named or store.newest_tuned_study(data.fingerprint)
     study = None if study_id is None else store.study_data(study_id)
-    return scaling_words.worded(analyse_scaling(data, study))
+    return scaling_words.worded(analyse_scaling(dataclasses.replace(data, study_id=study_id), study))
 
 
 def drawn(result: R, path: str | Path, write: Callable[[R, Path], Path], hear: Callable[[str, dict], None]) -> R:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from batchscope.analysis.scaling_answer import analyse_scaling
-from batchscope.errors import UsageError
+from batchscope.errors import CannotAnswer, UsageError
 from batchscope.measure.coupling import batch_norms
+from batchscope.measure.scaling import needs_others
 from batchscope.measure.throughput import ROUNDS, WINDOW_SECONDS
 from batchscope.records import (
     Conditions,
@@ -102,18 +103,23 @@ def scale(
     with drawing_from(0), open_store(store) as opened:  # drawing_from: a notebook keeps its random numbers
         asked = ask(task, devices, batch_sizes, network, largest, seed, opened)
         opened.remember_task(asked.task.name, asked.checked.fingerprint, asked.checked.components)
-        data, scaling_id = _stored(opened, asked) if not again else (None, "")
-        if data is None:
-            with machine(opened, hear, alone=True) as beat:
-                data = _measured(opened, asked, hear, beat)
-            scaling_id = opened.save_scaling(data)
+        data, scaling_id = found_or_measured(opened, asked, hear, again)
         study_id = opened.newest_tuned_study(data.fingerprint)
         study = None if study_id is None else opened.study_data(study_id)
-    result = worded(analyse_scaling(data, study))
+    result = worded(analyse_scaling(dataclasses.replace(data, study_id=study_id), study))
     if draw:
         path = report or default_path(store, f"{asked.task.name}-scaling", scaling_id)
         result = drawn(result, path, write_scaling, hear)
     return result
+
+
+def found_or_measured(store: Store, asked: Asked, hear: Listener, again: bool = False) -> tuple[ScalingData, str]:
+    """(pass, its id): the store's, or measured now, alone on the machine; kept under the question asked now."""
+    data = _stored(store, asked) if not again else None
+    if data is None:
+        with machine(store, hear, alone=True) as beat:
+            data = _measured(store, asked, hear, beat)
+    return data, store.save_scaling(data)
 
 
 def ask(
@@ -141,6 +147,11 @@ def ask(
     here = tuple(n for n in counts if n <= most)
     check_devices(task, max(here))
     loaded = load_task(task)
+    if needs_others(loaded):
+        raise CannotAnswer(
+            f"task {loaded.name!r}: expected whole weights and batch norm per replica, to time a device by itself: "
+            "leave shard and batch_norm out of the task that is scaled"
+        )
     checked = check_task(loaded)
     sizes = batch_sizes
     if sizes is None:
@@ -178,15 +189,15 @@ def _of_the_study(store: Store | None, fingerprint: str) -> tuple[int, ...] | No
     return None if store is None or study_id is None else store.study(study_id).batch_sizes
 
 
-def _stored(store: Store, asked: Asked) -> tuple[ScalingData | None, str]:
+def _stored(store: Store, asked: Asked) -> ScalingData | None:
     """The newest pass that holds what is asked, measured on a machine like this; its link and largest may differ."""
-    for scaling_id, data in store.scalings(asked.checked.fingerprint):
+    for _, data in store.scalings(asked.checked.fingerprint):
         counts = tuple(p.conditions.world_size for p in data.timing.passes)
         before, now = data.question, asked.question
         same = (before.batch_sizes, before.seed, counts) == (now.batch_sizes, now.seed, asked.here)
         if same and is_here(data.conditions):
-            return dataclasses.replace(data, question=now), scaling_id
-    return None, ""
+            return data if before == now else dataclasses.replace(data, question=now)
+    return None
 
 
 def _measured(store: Store, asked: Asked, hear: Listener, beat: Any) -> ScalingData:
@@ -219,11 +230,13 @@ def _measured(store: Store, asked: Asked, hear: Listener, beat: Any) -> ScalingD
         question=question,
         conditions=conditions,
         timing=timing,
+        study_id=store.newest_tuned_study(asked.checked.fingerprint),
         unit=task.unit,
         coupled=bool(batch_norms(task.model().train())),
         seconds=time.monotonic() - started,
         measured_at=datetime.now(UTC).isoformat(),
-        **spent,
+        examples=spent["examples"],
+        steps=spent["steps"],
     )
 
 
@@ -241,14 +254,14 @@ def _conditions(store: Store, asked: Asked) -> Conditions:
 
 def price_scaling(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any) -> dict[str, Any]:
     """The plan of `scale(task, **asked)` as plain data; only a few steps of the task's own batch size are timed."""
-    keys = ("devices", "batch_sizes", "network")
+    question: dict[str, Any] = dict.fromkeys(("devices", "batch_sizes", "network"))
+    question |= {"largest": LARGEST, "seed": 0} | asked
     with drawing_from(0):
-        rest = [asked.get("largest", LARGEST), asked.get("seed", 0)]
         if Path(store).exists():
             with open_store(store, read_only=True) as opened:
-                request = ask(task, *(asked.get(k) for k in keys), *rest, opened)
+                request = ask(task, **question, store=opened)
         else:
-            request = ask(task, *(asked.get(k) for k in keys), *rest)
+            request = ask(task, **question)
         per_example = seconds_per_example(request.task)
     sizes, counts = request.question.batch_sizes, request.here
     windows = 3 * sum(max(WINDOW_SECONDS, per_example * size) for size in sizes) * len(counts)

@@ -32,7 +32,6 @@ from batchscope.report.html import write_report
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.base import Executor
-from batchscope.sweep.executors.local import LocalExecutor
 from batchscope.sweep.jobs import TaskReference
 from batchscope.sweep.phases import Phases
 from batchscope.sweep.plan import arms_of
@@ -61,6 +60,7 @@ def study(
     seed: int = 0,
     budget: float | None = None,
     devices: int = 1,
+    on: str | None = None,
     store: str | Path = DEFAULT_STORE,
     report: str | Path | None = None,
     draw: bool = True,
@@ -82,6 +82,7 @@ def study(
             left out, and said to be.
         devices: how many train a trial together, each a part of every batch; processes of this machine, which load
             the task by its reference. Batch sizes are global all the same.
+        on: a Ray cluster to run trials on: "ray" (RAY_ADDRESS's, or one of this machine's own) or "ray://HOST:PORT".
         store: the SQLite file; an existing one is continued.
         report: where to write the HTML page; default: beside the store. `draw=False` writes none.
         checkpoint_seconds: how often a running trial is saved.
@@ -93,8 +94,8 @@ def study(
     """
     hear: Listener = listen or (lambda kind, details: None)
     asked = {"policy": policy, "seeds": seeds, "patience": patience, "seed": seed, "budget": budget}
-    check_devices(task, devices)
-    with drawing_from(0), executor_for(task, devices) as executor:  # drawing_from: a notebook keeps its random numbers
+    check_devices(task, devices, on)
+    with drawing_from(0), executor_for(task, devices, on) as executor:  # a notebook keeps its random numbers
         request = prepare(task, batch_sizes=batch_sizes, devices=devices, **asked)
         _check_timing(timing, request)
         if request.reference is not None:
@@ -202,10 +203,10 @@ def _settled(
         if request.task.goal is not None:
             settings = _settings(request, request.task.goal, *choice)
             store.save_study(settings)
-            _open_slots(executor, settings.workers)
+            executor.open_slots(*choice)
             return settings, []
     while True:
-        _open_slots(executor, choice[0])
+        executor.open_slots(*choice)
         goal, already = own_goal(choice[1])
         with machine(store, hear):
             others = chosen(store, fingerprint, devices)
@@ -214,12 +215,6 @@ def _settled(
                 store.save_study(settings)
                 return settings, already
         choice = others
-
-
-def _open_slots(executor: Executor, workers: int) -> None:
-    """As many worker processes as were chosen; in this process there is one slot whatever was chosen."""
-    if isinstance(executor, LocalExecutor):
-        executor.slots = workers
 
 
 def _time(

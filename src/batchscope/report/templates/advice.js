@@ -1,7 +1,8 @@
 "use strict";
 // What would be best on other devices, at another price, for another objective? Computed from the posterior's draws:
-// seconds to goal of batch size B on N devices = examples / (examples per step) x seconds per step of B / N examples,
-// communication free. Plain numbers first, then words, then a small drawing.
+// seconds to goal of batch size B on N devices = examples / (examples per step) x seconds per step of B on N devices.
+// Those were timed or are predicted from a pass over several devices; without one they are taken to be the seconds of
+// B / N examples on one, communication free. Plain numbers first, then words, then a small drawing.
 const sorted = (values) => Float64Array.from(values).sort();
 
 // Linear between the order statistics, as numpy's quantile.
@@ -26,11 +27,24 @@ const logStep = (timed, logs, size) => {
   return logs[k - 1] + share * (logs[k] - logs[k - 1]);
 };
 
+// Standard normal deviates of a draw's seconds at each candidate: how far it lies from the middle of all draws.
+const deviates = (rows) => {
+  const middle = rows[0].map((_, c) => rows.reduce((sum, row) => sum + row[c], 0) / rows.length);
+  const spread = rows[0].map((_, c) => Math.sqrt(rows.reduce((sum, row) => sum + (row[c] - middle[c]) ** 2, 0) / rows.length));
+  return rows.map((row) => row.map((v, c) => (spread[c] > 0 ? (v - middle[c]) / spread[c] : 0)));
+};
+
 // All candidates that give every device an example: their objective's draws, interval, P(best), P(good); the best one.
 const decide = (data, devices, price, objective) => {
   const money = Math.log((price || 1) * devices / 3600);
-  const logTime = (c, d) => data.logExamples[d][c] - Math.log(data.candidates[c].effective) +
-    logStep(data.timed, data.logSeconds[d % data.logSeconds.length], data.candidates[c].size / devices);
+  const known = data.steps && data.steps[devices];
+  if (known && !data.deviates) data.deviates = deviates(data.logSeconds);
+  const stepOn = (c, d) => {
+    const row = d % data.logSeconds.length;
+    if (known) return known.log[c][0] + known.log[c][1] * data.deviates[row][c];
+    return logStep(data.timed, data.logSeconds[row], data.candidates[c].size / devices);
+  };
+  const logTime = (c, d) => data.logExamples[d][c] - Math.log(data.candidates[c].effective) + stepOn(c, d);
   const options = data.candidates.map((c, index) => ({ ...c, index })).filter((c) => c.size >= devices);
   if (!options.length) return { options, best: null };
   for (const option of options) {
@@ -82,8 +96,8 @@ const AS = { time: "as long", cost: "as much", examples: "as many examples" };
 // How the batch is divided: as recommended on the devices that were asked for, else the fewest equal parts that fit.
 const divided = (data, option, devices) => {
   const here = Math.ceil(option.size / devices);
-  const parts = devices === data.devices ? option.parts : data.ceiling ? Math.ceil(here / data.ceiling) : 1;
-  const micro = devices === data.devices ? option.micro : Math.ceil(here / parts);
+  const parts = devices === option.devices ? option.parts : data.ceiling ? Math.ceil(here / data.ceiling) : 1;
+  const micro = devices === option.devices ? option.micro : Math.ceil(here / parts);
   const each = devices === 1 ? "" : `${count(here)} on each, `;
   return parts === 1 ? `${each}in one pass` : `${each}accumulated over ${parts} micro-batches of ${count(micro)}`;
 };
@@ -118,7 +132,11 @@ const sentencesOf = (data, found, reference, devices, price, objective) => {
       `${spelled(over(chosen, best))} times ${AS[objective]}; best with probability ${chance(chosen.pBest)}.`]);
   }
   if (!(data.objective in AIMS)) lines.push(["", `The advice above is for least ${data.objective}, which is not computed here.`]);
-  if (devices > 1) lines.push(["bound", "A lower bound: communication is not counted, and was not measured."]);
+  if (data.steps && data.steps[devices] && !data.steps[devices].timed) {
+    lines.push(["bound", `Steps on ${many(devices, "device")} are predicted from those that were timed, averaging included.`]);
+  } else if (!data.steps && devices > 1) {
+    lines.push(["bound", "A lower bound: communication is not counted, and was not measured."]);
+  }
   return lines;
 };
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from batchscope.records import Conditions
 from batchscope.sweep.messages import Job, TaskReference
 
 
@@ -62,6 +63,13 @@ class Executor(ABC):
 
     def serve(self, task: TaskReference) -> None:
         """The task of all jobs to come, where workers have to load it; said once, before the first job."""
+        return None
+
+    def open_slots(self, workers: int, conditions: Conditions) -> None:
+        """As many slots as there is room for jobs under these conditions; `workers` is what this machine has room for.
+
+        An executor that always has one slot leaves it at that.
+        """
         return None
 
     @abstractmethod

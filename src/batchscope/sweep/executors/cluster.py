@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import socket
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -58,12 +59,15 @@ class Cluster:
 
             alone = {"include_dashboard": False, "num_cpus": cores(), "object_store_memory": STORE_BYTES}
         try:
-            self.ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **alone)
+            with warnings.catch_warnings():  # the client warns of what it then raises
+                warnings.filterwarnings("ignore", "Ray Client connection timed out", UserWarning)
+                self.ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **alone)
         except Exception as error:  # of many kinds: the connection, unlike versions of Ray or Python, a missing grpcio
             first = str(error).strip().split("\n")[0][:300]
             raise CannotAnswer(
-                f"expected a Ray cluster at {address}, got {type(error).__name__}: {first}: see that it runs and has "
-                "this machine's versions of Ray and Python, or leave --on out"
+                f"expected a Ray cluster at {address}, got {type(error).__name__}: {first}: see that it runs, has "
+                "this machine's versions of Ray and Python, and knows you (RAY_AUTH_MODE and RAY_AUTH_TOKEN as it has "
+                "them), or leave --on out"
             ) from error
 
     def request(self, threads: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 from typing import IO
 
+from batchscope.records import Conditions
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
 from batchscope.sweep.executors.workers import CLOSE_SECONDS, Hearing, Said
 from batchscope.sweep.messages import Job, TaskReference
@@ -160,6 +161,10 @@ class LocalExecutor(Executor):
         self._task = task
         for worker in self._workers:
             worker.introduce(task)
+
+    def open_slots(self, workers: int, conditions: Conditions) -> None:
+        """See the base."""
+        self.slots = workers
 
     def start(self, job: Job) -> None:
         """Give the job to an idle worker; start one where there is none."""

@@ -1,0 +1,122 @@
+"""Does `export` write all that was measured, as CSV or as the record, bit for bit?"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from batchscope.records import AdviceData, GradientNorms, NoiseRun, ProfileData, ScalingData, Tried, from_plain
+from batchscope.store import open_store
+from batchscope.testing.example_noise import make_noise_run
+from batchscope.testing.example_profiles import PHASED, SPLITS, make_profile
+from batchscope.testing.example_scaling import make_scaling_data, make_scaling_pass
+from batchscope.testing.examples import make_settings
+from batchscope.testing.store_advice import make_advice_data
+
+from .conftest import Here
+
+
+def test_the_csv_of_a_profile_holds_every_window(here: Here, profile_id: str) -> None:
+    ended = here("export", profile_id[:11])
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
+    assert ended.out.splitlines()[0] == "kind,batch_size,micro_batch_size,phase,round,seconds"
+
+    def windows(*head: object, phase: str) -> tuple[float, ...]:
+        found = [row for row in rows if [*row.values()][:4] == [*map(str, head), phase]]
+        assert [int(row["round"]) for row in found] == list(range(len(found)))
+        return tuple(float(row["seconds"]) for row in found)
+
+    expected = 0
+    for timing in PHASED.timings:
+        for phase, seconds in {
+            "whole": timing.seconds_per_step,
+            "reference": timing.reference,
+            **timing.phases,
+        }.items():
+            assert windows("step", timing.batch_size, timing.batch_size, phase=phase) == seconds
+            expected += len(seconds)
+    for split in SPLITS:
+        for phase, seconds in {"whole": split.seconds_per_step, "reference": split.reference}.items():
+            assert windows("split", split.batch_size, split.micro_batch_size, phase=phase) == seconds
+            expected += len(seconds)
+    assert len(rows) == expected
+
+
+def test_the_csv_of_a_profile_without_timings_is_its_header(here: Here) -> None:
+    with open_store("batchscope.db") as store:
+        bare = store.save_profile(make_profile(timing=None, splits=()))
+    assert here("export", bare).out.splitlines() == ["kind,batch_size,micro_batch_size,phase,round,seconds"]
+
+
+def test_the_csv_of_a_noise_run_holds_every_measurement(here: Here, noise_id: str) -> None:
+    out = here("export", noise_id[:11]).out
+    assert out.splitlines()[0] == (
+        "step,examples,parts,part_size,batch_size,mean_squared,parts_squared,loss,learning_rate,steps"
+    )
+    rows = [{k: json.loads(v or "null") for k, v in row.items()} for row in csv.DictReader(io.StringIO(out))]
+    assert from_plain(tuple[GradientNorms, ...], rows) == make_noise_run().measurements
+
+
+def test_the_json_of_a_noise_run_is_the_record(here: Here, noise_id: str) -> None:
+    assert from_plain(NoiseRun, json.loads(here("export", noise_id, "--json").out)) == make_noise_run()
+
+
+def test_the_csv_of_an_advice_holds_every_trial(here: Here, advice_id: str) -> None:
+    out = here("export", advice_id[:11]).out
+    assert out.splitlines()[0] == (
+        "role,batch_size,learning_rate,seed,reached,bound,provisional,lowest_loss,outcome,examples,steps,ended_by"
+    )
+    texts = ("role", "outcome", "ended_by")
+    rows = [
+        {k: v if k in texts else json.loads(v or "null") for k, v in row.items()}
+        for row in csv.DictReader(io.StringIO(out))
+    ]
+    assert from_plain(tuple[Tried, ...], rows) == make_advice_data().trials
+
+
+def test_the_json_of_an_advice_is_the_record(here: Here, advice_id: str) -> None:
+    assert from_plain(AdviceData, json.loads(here("export", advice_id, "--json").out)) == make_advice_data()
+
+
+def test_the_json_of_a_profile_is_the_record(here: Here, profile_id: str) -> None:
+    assert from_plain(ProfileData, json.loads(here("export", profile_id, "--json").out)) == make_profile()
+
+
+def test_the_export_of_a_study_has_the_profile_that_applies_to_it(here: Here, tmp_path: Path) -> None:
+    with open_store(tmp_path / "batchscope.db") as store:
+        study = store.save_study(make_settings())
+        assert json.loads(here("export", study, "--json").out)["profile"] is None
+        store.save_profile(make_profile())
+    exported = json.loads(here("export", study, "--json").out)
+    assert from_plain(ProfileData, exported["profile"]) == make_profile()
+    assert here("export", study).out.startswith("role,batch_size,learning_rate,seed")
+
+
+def test_the_csv_of_a_scaling_holds_every_window(here: Here) -> None:
+    timing = make_scaling_pass(counts=(1, 2), batch_sizes=(1, 32), rounds=3)
+    with open_store("batchscope.db") as store:
+        scaling_id = store.save_scaling(make_scaling_data(timing=timing))
+    lines = here("export", scaling_id[:11]).out.splitlines()
+    assert lines[0] == "devices,batch_size,bytes,phase,round,seconds"
+    expected = []
+    for one, windows in zip((1, 2), timing.passes, strict=True):
+        for w in windows.timings:
+            assert (one, sorted(w.phases)) in ((1, []), (2, ["alone"]))
+            for phase, seconds in {"whole": w.seconds_per_step, "reference": w.reference, **w.phases}.items():
+                expected += [f"{one},{w.batch_size},,{phase},{k},{seconds[k]!r}" for k in range(3)]
+    assert len(expected) == 2 * 2 * 3 + 3 * 3  # a batch of one example is not divided
+    for bare in timing.all_reduces:
+        expected += [f"2,,{bare.bytes},all-reduce,{k},{bare.seconds[k]!r}" for k in range(3)]
+    assert lines[1:] == expected
+
+
+def test_the_csv_of_a_scaling_without_windows_is_its_header(here: Here) -> None:
+    with open_store("batchscope.db") as store:
+        bare = store.save_scaling(make_scaling_data(counts=(), batch_sizes=()))
+    assert here("export", bare).out.splitlines() == ["devices,batch_size,bytes,phase,round,seconds"]
+
+
+def test_the_json_of_a_scaling_is_the_record(here: Here, scaling_id: str) -> None:
+    assert from_plain(ScalingData, json.loads(here("export", scaling_id, "--json").out)) == make_scaling_data()
