@@ -158,6 +158,14 @@ def test_without_a_step_on_several_devices_the_overlap_is_not_known() -> None:
     assert "no step on several devices was timed" in fit.reason
 
 
+def test_steps_on_several_devices_without_all_reduces_tell_of_those_devices_only() -> None:
+    """What averaging costs is then all added: a study's own seconds."""
+    predictor = Predictor(dataclasses.replace(made_up_pass(WORLD, counts=(1, 2)), all_reduces=()))
+    assert [predictor.can(n) for n in (1, 2, 4)] == [True, True, False]
+    assert predictor.seconds(2, 512)[0].estimate == pytest.approx(WORLD.step(2, 512))
+    assert predictor.predicted((2, 700)).estimate == pytest.approx(WORLD.step(2, 700), rel=0.05)
+
+
 def test_predictions_name_the_link_and_leave_out_what_was_measured() -> None:
     found = predictions_of(PASS, (1, 2, 4, 8), (4, 64, 512), None)
     assert {(p.devices, p.batch_size) for p in found} == {(1, 4), (2, 4), (4, 4), (8, 64), (8, 512)}

@@ -128,7 +128,8 @@ def test_energy_without_a_meter_is_one_sentence(here: Here, profiled: Path) -> N
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--devices", "2"), 1, "expected 1 device, got 2"),
+        (("--devices", "0"), 2, "expected a number of devices from 1 up, got 0"),
+        (("--devices", "1000"), 1, "on this machine"),
         (("--budget", "0"), 2, "expected a budget in reference runs above 0"),
         (("--budget", "nan"), 2, "expected a budget in reference runs above 0"),
         (("--budget", "much"), 2, "--budget"),

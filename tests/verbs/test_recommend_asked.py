@@ -187,7 +187,8 @@ def test_memory_binds_and_the_batch_is_accumulated(path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [
-        ({"devices": 2}, bs.CannotAnswer, "expected 1 device, got 2"),
+        ({"devices": 0}, bs.UsageError, "expected a number of devices from 1 up, got 0"),
+        ({"devices": 2}, bs.UsageError, "expected a reference to the task for 2 devices, got a Task object"),
         ({"budget": 0}, bs.UsageError, "expected a budget in reference runs above 0, got 0"),
         ({"budget": math.nan}, bs.UsageError, "expected a budget in reference runs above 0, got nan"),
         ({"budget": 0.5, "best_in_examples": 5_000}, bs.UsageError, "expected a budget of at least 1 run with"),

@@ -142,9 +142,11 @@ def by_loss(data: AdviceData) -> bool:
     return data.question.best_in_seconds is not None or data.question.best_in_examples is not None
 
 
-def look(data: AdviceData, draws: int, seed: int = 0) -> tuple[dict[int, Option], View]:
-    """The options of the machine by batch size, and the posterior at every point."""
-    options = options_in(data)
+def look(
+    data: AdviceData, draws: int, seed: int = 0, known: dict[int, Option] | None = None
+) -> tuple[dict[int, Option], View]:
+    """The options of the machine by batch size, and the posterior at every point; `known`: the options, if they are."""
+    options = known or options_in(data)
     setting = setting_of(data, options)
     return options, view_of(setting, runs_of(data), prior_of(data, setting), draws, seed)
 

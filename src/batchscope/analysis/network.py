@@ -45,8 +45,15 @@ class Reduce:
     link: Network
     measured: Seconds = dataclasses.field(default_factory=dict)
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured, or a link described."""
+        return bool(self.measured) or math.isfinite(self.link.bandwidth)
+
     def seconds(self, devices: int, sizes: Sequence[int], tree: bool = False) -> float:
-        """Of pieces of so many bytes, one after the other."""
+        """Of pieces of so many bytes, one after the other; 0 where nothing is known."""
+        if not self.known:
+            return 0.0
         return sum(self._one(devices, size, tree) for size in sizes) if devices > 1 else 0.0
 
     def _one(self, devices: int, size: int, tree: bool) -> float:

@@ -320,13 +320,11 @@ class Predictor:
     def _at(self, model: Model, steps: Steps, place: Place, tree: bool) -> float:
         if self.network is not None:
             steps = dataclasses.replace(steps, reduce=Reduce(self.network))
-        elif not steps.reduce.measured and place[0] > 1:
-            return math.nan
         return step_seconds(model, steps, place, self.buckets, tree)
 
     def can(self, devices: int) -> bool:
-        """Whether anything can be said of so many devices: a link was measured, or described."""
-        return devices == 1 or self.network is not None or bool(self.steps.reduce.measured)
+        """Whether anything can be said of so many devices: they were timed, or a link was measured or described."""
+        return devices in self.counts or self.network is not None or self.steps.reduce.known
 
 
 def predictions_of(

@@ -190,7 +190,7 @@ class Decision:
     def _search(self, executor: Executor) -> str:
         """Run what is worth it, AT_ONCE at a time; returns why it ended."""
         while True:
-            options, view = look(self.data, DRAWS)
+            options, view = look(self.data, DRAWS, known=self.options)
             setting = setting_of(self.data, options)
             wanted = proposals(setting, view, self.data.examples, AT_ONCE)
             specs: list[TrialSpec] = []
@@ -235,7 +235,7 @@ class Decision:
         one has (in simulated studies this halved the median regret). Where the best does not fit, the best that does.
         """
         for seed in self._seeds(VERIFICATIONS + 1)[1:]:
-            _, view = look(self.data, DRAWS)
+            _, view = look(self.data, DRAWS, known=self.options)
             setting = setting_of(self.data, self.options)
             room = setting.limit_examples - self.data.examples
             reached = self._reached(view)

@@ -17,7 +17,7 @@ from batchscope.store.base import Store
 from batchscope.store.owner import Owner
 from batchscope.sweep.executors import launched
 from batchscope.sweep.executors.base import Done, Executor, Line, Refused
-from batchscope.sweep.executors.cluster import checked
+from batchscope.sweep.executors.cluster import checked, reachable
 from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.executors.inline import InlineExecutor
 from batchscope.sweep.executors.launched import LaunchedExecutor
@@ -44,7 +44,7 @@ def executor_for(task: Task | str, devices: int = 1, on: str | None = None) -> E
 
 
 def check_cluster(task: Task | str, on: str) -> None:
-    """Refuse what names no Ray cluster, and what cannot run on one, before it is connected to; raises UsageError."""
+    """Refuse what names no Ray cluster, cannot run on one, or does not answer; connects to nothing yet."""
     checked(on)
     if not isinstance(task, str):
         raise UsageError(
@@ -53,6 +53,7 @@ def check_cluster(task: Task | str, on: str) -> None:
         )
     if launched.driven is not None:
         raise UsageError(f"expected either a launcher or --on {on}, got both: leave one out")
+    reachable(on)
 
 
 def check_devices(task: Task | str, devices: int, on: str | None = None) -> None:

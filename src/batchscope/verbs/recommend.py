@@ -87,6 +87,11 @@ def recommend(
     hear: Listener = listen or (lambda kind, details: None)
     question = _question(budget, objective, price, memory_limit, devices, seed, best_in_seconds, best_in_examples)
     check_devices(task, devices)
+    if devices > 1 and timing is not None:
+        raise UsageError(
+            "expected no timing of your own loop with several devices, whose seconds are those of Batchscope's loop: "
+            "leave timing out, or devices"
+        )
     if on is not None:
         check_cluster(task, on)
     with drawing_from(0):  # a notebook keeps its random numbers

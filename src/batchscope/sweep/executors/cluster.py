@@ -34,6 +34,19 @@ def checked(on: str) -> str:
     return on
 
 
+def reachable(on: str) -> None:
+    """Raise CannotAnswer where Ray is not installed or nobody listens at the address; connects to nothing."""
+    if _imported().is_initialized():
+        return
+    address = _address(on)
+    if _is_place(place := address.removeprefix(CLIENT)):
+        _knock(place, address)
+
+
+def _address(on: str) -> str:
+    return os.environ.get("RAY_ADDRESS") or "local" if on == LOCAL else on
+
+
 def _is_place(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isdigit() and 0 < int(port) < 65536
@@ -43,16 +56,14 @@ class Cluster:
     """A connection to Ray. Raises CannotAnswer with a sentence where there is none to be had."""
 
     def __init__(self, on: str = LOCAL) -> None:
-        checked(on)
+        reachable(checked(on))
         self.ray = _imported()
         self._ours = not self.ray.is_initialized()
         if self._ours:
-            self._connect(os.environ.get("RAY_ADDRESS") or "local" if on == LOCAL else on)
+            self._connect(_address(on))
         self.has_cards = self.ray.cluster_resources().get("GPU", 0) >= 1
 
     def _connect(self, address: str) -> None:
-        if _is_place(place := address.removeprefix(CLIENT)):
-            _knock(place, address)
         alone: dict[str, Any] = {}
         if address == "local":
             from batchscope.training.device import cores
