@@ -11,6 +11,7 @@ import pytest
 from batchscope.analysis.claims import cases_of
 from batchscope.analysis.contrasts import BAND
 from batchscope.analysis.scaling_claims import CLAIMS, judge_scaling, paired
+from batchscope.analysis.table import analyse
 from batchscope.analysis.target import steps_per_epoch
 from batchscope.records import Conditions, ScalingData, ScalingQuestion
 
@@ -107,3 +108,12 @@ def test_rounds_are_paired() -> None:
     contrast = paired(2.0 * slow, slow)
     assert contrast.difference == pytest.approx(math.log(2.0))
     assert contrast.standard_error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_study_beside_a_pass_over_devices_judges_them_too() -> None:
+    """After its own seven, which do not change."""
+    data = made_up_data(CLASSIC)
+    alone, beside = analyse(STUDY), analyse(dataclasses.replace(STUDY, scaling=data))
+    assert beside.claims[: len(alone.claims)] == alone.claims
+    assert beside.claims[len(alone.claims) :] == judge_scaling(data, STUDY)
+    assert {c.number for c in beside.claims} == set(range(1, 10))

@@ -13,6 +13,7 @@ from typing import Any
 
 from batchscope.analysis import quantities as q
 from batchscope.analysis.claims import judge
+from batchscope.analysis.scaling_claims import judge_scaling
 from batchscope.analysis.target import (
     Value,
     coarse_note,
@@ -50,7 +51,7 @@ def analyse(data: StudyData) -> StudyResult:
         fingerprint=data.settings.fingerprint,
         goal=data.settings.goal,
         rows=rows,
-        claims=judge(data, rows),
+        claims=(*judge(data, rows), *(judge_scaling(data.scaling, data) if data.scaling is not None else ())),
         law=law_of(data),
         settings=data.settings,
         spent=spent_of(data),

@@ -11,7 +11,8 @@ other part of Batchscope, so a store can be opened and a report drawn on a lapto
     studies.py     a study's settings, data and answer
     advice.py      which batch size to use: what `recommend` was asked, measured and answers
     branching.py   what a checkpoint says of larger batches
-    scaling.py     what more devices buy: what `scale` measured and answers
+    scaling.py     steps and all-reduces on several devices
+    scaled.py      what more devices buy: what `scale` answers
 
 Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
 everything but the seed; batch sizes are global and in examples.
@@ -64,18 +65,20 @@ from batchscope.records.noise import (
     Principle,
     PrinciplePoint,
 )
-from batchscope.records.scaling import (
-    AllReduceTiming,
+from batchscope.records.scaled import (
     DeviceChoice,
-    Network,
     NetworkFit,
-    ScalingData,
     ScalingFit,
-    ScalingPass,
     ScalingPrediction,
-    ScalingQuestion,
     ScalingResult,
     ScalingRow,
+)
+from batchscope.records.scaling import (
+    AllReduceTiming,
+    Network,
+    ScalingData,
+    ScalingPass,
+    ScalingQuestion,
 )
 from batchscope.records.studies import (
     Claim,

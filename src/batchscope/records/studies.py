@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchscope.records.hardware import ProfileData, TimingPass
+from batchscope.records.scaling import ScalingData
 from batchscope.records.trials import Conditions, TrialRecord
 from batchscope.records.values import Goal, Measured
 
@@ -58,6 +59,7 @@ class StudyData:
     notes: tuple[str, ...] = ()
     reference: tuple[TrialRecord, ...] = ()  # the reference run itself
     profile: ProfileData | None = None  # the newest of the same task under the same conditions
+    scaling: ScalingData | None = None  # the newest of the same task
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,8 @@ class Store(ABC):
         """All that was measured so far: what analysis and report read.
 
         Before `set_reference`, the reference run is priced at the budget of one trial, not reached (design, section 2).
-        `profile` is the newest of the same task fingerprint under the very conditions of the study, or None.
+        `profile` is the newest of the same task fingerprint under the very conditions of the study, or None; `scaling`
+        the newest of the fingerprint under whatever conditions (it has device counts of its own).
         """
         settings = self.study(study_id)
         examples, reached = self.reference(study_id) or (float(settings.budget_examples), False)
@@ -337,6 +338,7 @@ class Store(ABC):
             reference_reached=reached,
             notes=self.notes(study_id),
             profile=self.newest_profile(settings.fingerprint, settings.conditions),
+            scaling=next((data for _, data in self.scalings(settings.fingerprint)), None),
         )
 
     @abstractmethod

@@ -146,6 +146,14 @@ class ScalingContract(StoreFixtures):
         assert store.studies() == ()
         assert store.scaling(scaling_id).study_id == "0123456789ab"
 
+    def test_a_study_comes_with_the_newest_scaling_of_its_task(self, store: Store) -> None:
+        study = store.save_study(make_settings())
+        assert store.study_data(study).scaling is None
+        fingerprint = make_settings().fingerprint
+        for hour, of in ((1, fingerprint), (2, fingerprint), (3, "d" * 16)):
+            store.save_scaling(make_scaling_data(measured_at=at(hour), fingerprint=of))
+        assert store.study_data(study).scaling == make_scaling_data(measured_at=at(2), fingerprint=fingerprint)
+
     def test_scalings_are_there_after_reopening(self, tmp_path: Path) -> None:
         with self.open(tmp_path) as store:
             ids = [store.save_scaling(make_scaling_data(measured_at=at(hour))) for hour in (1, 2)]
