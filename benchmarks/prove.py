@@ -28,6 +28,9 @@ ITEMS = {
     "kill_storm": ["kill_storm.py", "--check", "--out", str(HERE / "results" / "kill_storm.json")],
     "advice_calibration": ["advice_calibration.py", "--check", "--save"],
     "hard_advice": ["hard_advice.py", "--check", "--save"],
+    "parallel": ["parallel.py", "--check", "--save"],
+    "scaling_check": ["scaling_check.py", "--check", "--save"],
+    "scaling_simulation": ["scaling_simulation.py", "--save"],
     "real_studies": ["real_studies.py", "--check", "--save"],
 }
 

@@ -91,7 +91,8 @@ def one_repeat(executors: dict[str, GroupExecutor], repeat: int, rounds: int) ->
     predictor, network, fit = Predictor(timing), fit_network(timing.all_reduces), fit_scaling(timing)
     print(
         f"repeat {repeat}: {timing.gradient_bytes:,} bytes, latency {1e6 * (network.latency.estimate or 0):.0f} us, "
-        f"bandwidth {(network.bandwidth.estimate or 0) / 1e9:.2f} GB/s, overlap {fit.overlap.estimate:.2f}, "
+        f"bandwidth {(network.bandwidth.estimate or 0) / 1e9:.2f} GB/s, factor {fit.factor.estimate:.2f}, "
+        f"overlap {fit.overlap.estimate:.2f}, "
         f"residual {fit.residual_sd:.1%}, drift {max(p.drift for p in timing.passes):.0%}, "
         f"load {os.getloadavg()[0]:.1f}",
         flush=True,

@@ -125,7 +125,7 @@ def of_link(name: str, link: Network, steps: int) -> list[dict[str, Any]]:
     """Predicted and simulated seconds at every device count."""
     rng = np.random.default_rng(0)
     predictor = Predictor(simulated(link, MEASURED, steps, rng))
-    print(f"{name}: overlap {predictor.model.overlap:.2f}, added {1e3 * predictor.model.added:.2f} ms")
+    print(f"{name}: overlap {predictor.model.overlap:.2f}, factor {predictor.model.factor:.2f}")
     one = OVERHEAD + PER_EXAMPLE * SHARE
     rows = []
     for n in (*MEASURED, *ASKED):

@@ -20,7 +20,7 @@ class World:
     per_example: float = 1e-5
     slowdown: float = 1.1
     wrapper: float = 2e-4
-    added: float = 3e-4
+    factor: float = 1.2
     overlap: float = 1.5
     link: Network = LINK
     gradient_bytes: int = 4_000_000
@@ -45,7 +45,7 @@ class World:
     def step(self, devices: int, batch_size: int) -> float:
         if devices == 1:
             return self.compute(batch_size)
-        averaging = self.added + self.ring(devices, self.gradient_bytes)
+        averaging = self.factor * self.ring(devices, self.gradient_bytes)
         return (self.alone(devices, batch_size) ** self.overlap + averaging**self.overlap) ** (1 / self.overlap)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from batchscope.analysis.scaling import (
+    UNKNOWN_SD,
     Predictor,
     compute_seconds,
     fit_scaling,
@@ -62,7 +63,7 @@ def test_the_parameters_are_found_exactly_without_noise() -> None:
     fit = fit_scaling(PASS)
     assert {n: k.estimate for n, k in fit.slowdown.items()} == pytest.approx({"2": 1.1, "4": 1.1}, rel=1e-3)
     assert fit.wrapper.estimate == pytest.approx(WORLD.wrapper, rel=1e-2)
-    assert fit.added.estimate == pytest.approx(WORLD.added, rel=1e-2)
+    assert fit.factor.estimate == pytest.approx(WORLD.factor, rel=1e-2)
     assert fit.overlap.estimate == pytest.approx(WORLD.overlap, rel=1e-2)
     assert fit.residual_sd < 1e-3
     assert len(fit.residuals) == 14
@@ -70,9 +71,9 @@ def test_the_parameters_are_found_exactly_without_noise() -> None:
 
 @pytest.mark.parametrize("overlap", [1.0, 3.0, 10.0])
 def test_any_overlap_is_found(overlap: float) -> None:
-    fit = fit_scaling(made_up_pass(World(overlap=overlap, added=0.0)))
+    fit = fit_scaling(made_up_pass(World(overlap=overlap, factor=1.0)))
     assert fit.overlap.estimate == pytest.approx(overlap, rel=0.02)
-    assert fit.added.estimate < 1e-5
+    assert fit.factor.estimate == pytest.approx(1.0, rel=0.02)
 
 
 def test_joining_is_between_the_larger_and_the_sum() -> None:
@@ -139,7 +140,7 @@ def test_a_described_link_takes_the_place_of_the_measured_one() -> None:
     slow = Network(1e-3, 1e7)
     seconds, measured = Predictor(PASS, slow).seconds(2, 512)
     assert not measured
-    true = dataclasses.replace(WORLD, link=slow).step(2, 512)
+    true = dataclasses.replace(WORLD, link=slow, factor=1.0).step(2, 512)  # it is taken at its word
     assert seconds.low <= true <= seconds.high
     assert seconds.estimate == pytest.approx(true, rel=0.01)
     assert Predictor(PASS, slow).seconds(1, 512)[1]
@@ -148,7 +149,7 @@ def test_a_described_link_takes_the_place_of_the_measured_one() -> None:
 def test_without_a_step_on_several_devices_the_overlap_is_not_known() -> None:
     """From none of the averaging hidden to all of it; without a link, nothing can be said."""
     single = made_up_pass(WORLD, counts=(1,))
-    assert not Predictor(single).can(2)
+    assert not Predictor(single).can(2, 512)
     seconds, _ = Predictor(single, WORLD.link).seconds(2, 512)
     averaging = WORLD.ring(2, WORLD.gradient_bytes)
     assert seconds.low <= max(WORLD.compute(256), averaging) * 1.08
@@ -159,11 +160,28 @@ def test_without_a_step_on_several_devices_the_overlap_is_not_known() -> None:
 
 
 def test_steps_on_several_devices_without_all_reduces_tell_of_those_devices_only() -> None:
-    """What averaging costs is then all added: a study's own seconds."""
+    """A study's own seconds."""
     predictor = Predictor(dataclasses.replace(made_up_pass(WORLD, counts=(1, 2)), all_reduces=()))
-    assert [predictor.can(n) for n in (1, 2, 4)] == [True, True, False]
+    assert [predictor.can(n, 512) for n in (1, 2, 4)] == [True, True, False]
     assert predictor.seconds(2, 512)[0].estimate == pytest.approx(WORLD.step(2, 512))
     assert predictor.predicted((2, 700)).estimate == pytest.approx(WORLD.step(2, 700), rel=0.05)
+
+
+def test_one_batch_size_does_not_tell_what_a_part_of_it_takes() -> None:
+    """Nothing is predicted then, but what was timed stands."""
+    predictor = Predictor(made_up_pass(WORLD, counts=(1, 2), batch_sizes=(512,)))
+    assert predictor.can(2, 512)
+    assert not predictor.can(4, 512)
+    assert not predictor.can(2, 256)
+    assert predictions_of(made_up_pass(WORLD, counts=(1, 2), batch_sizes=(512,)), (1, 2, 4), (512,), None) == ()
+
+
+def test_as_many_parameters_as_places_leave_no_residual() -> None:
+    """Two sizes on two devices are fitted exactly: the model's error is then a guess, not 0."""
+    few = made_up_pass(WORLD, counts=(1, 2), batch_sizes=(64, 512))
+    assert math.isnan(fit_scaling(few).residual_sd)
+    seconds, _ = Predictor(few).seconds(4, 512)
+    assert seconds.high / seconds.low > math.exp(2 * 1.96 * UNKNOWN_SD)
 
 
 def test_predictions_name_the_link_and_leave_out_what_was_measured() -> None:

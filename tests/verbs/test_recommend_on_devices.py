@@ -109,7 +109,7 @@ def test_batch_norm_is_refused_since_it_would_be_other_training(tmp_path: Path, 
     request = profiling.ask(f"{file}:task")
     question = verb._question(**(verb.ASKED | {"devices": 2}))
     with pytest.raises(
-        CannotAnswer, match=r"without batch norm for several devices, it has 1 such layers.*synchronised"
+        CannotAnswer, match=r"without batch norm for several devices, it has 1 such layers.*leave --devices out"
     ):
         verb._scaling(None, request, question, timed_elsewhere(request, made_up_timing(request.task)), lambda *_: None)
 

@@ -296,12 +296,12 @@ def _pareto(data: AdviceData, found: Sequence[Candidate]) -> tuple[ParetoPoint, 
     predictor = Predictor(data.scaling) if data.scaling is not None else None
 
     def seconds_at(devices: int, batch_size: int) -> tuple[float, bool]:
+        if predictor is not None and predictor.can(devices, batch_size):
+            seconds, timed = predictor.seconds(devices, batch_size)
+            return seconds.estimate or math.nan, timed
         if devices == 1:
             return single.get(batch_size, math.nan), True
-        if predictor is None or not predictor.can(devices):
-            return float(np.exp(np.interp(math.log(batch_size / devices), x, y))), False
-        seconds, timed = predictor.seconds(devices, batch_size)
-        return seconds.estimate or math.nan, timed
+        return float(np.exp(np.interp(math.log(batch_size / devices), x, y))), False
 
     return tuple(pareto_front(found, seconds_at, data.question.price or 1.0))
 

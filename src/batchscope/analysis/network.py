@@ -51,9 +51,9 @@ class Reduce:
         return bool(self.measured) or math.isfinite(self.link.bandwidth)
 
     def seconds(self, devices: int, sizes: Sequence[int], tree: bool = False) -> float:
-        """Of pieces of so many bytes, one after the other; 0 where nothing is known."""
+        """Of pieces of so many bytes, one after the other; 1 s where nothing is known."""
         if not self.known:
-            return 0.0
+            return 1.0
         return sum(self._one(devices, size, tree) for size in sizes) if devices > 1 else 0.0
 
     def _one(self, devices: int, size: int, tree: bool) -> float:

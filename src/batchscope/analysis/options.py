@@ -10,6 +10,7 @@ least. What a run of it *here* takes stays as it is: steps are a fact of the tas
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,17 @@ def on_devices(
     follow from the number of devices as far as is known: there one device stays.
     """
     counts = [n for n in predictor.counts if 1 < n <= devices] if objective in ("time", "cost") else []
-    return [min((option, *_shared(option, predictor, counts, ceiling)), key=_price(objective)) for option in options]
+    alone = [_as_timed(option, predictor) for option in options]
+    return [min((option, *_shared(option, predictor, counts, ceiling)), key=_price(objective)) for option in alone]
+
+
+def _as_timed(option: Option, predictor: Predictor) -> Option:
+    """On one device as the pass over several timed it, where it did: the profile's may have had more threads."""
+    if option.split.accumulation > 1 or not predictor.can(1, option.batch_size):
+        return option
+    seconds, measured = predictor.seconds(1, option.batch_size)
+    split = dataclasses.replace(option.split, seconds_per_step=seconds, measured=measured)
+    return dataclasses.replace(option, split=split, seconds=seconds)
 
 
 def _price(objective: str) -> Callable[[Option], float]:
@@ -89,7 +100,7 @@ def _shared(option: Option, predictor: Predictor, counts: Sequence[int], ceiling
     found = []
     for n in counts:
         part = math.ceil(option.batch_size / n)
-        if n <= option.batch_size and part <= ceiling:
+        if part <= ceiling and predictor.can(n, option.batch_size):
             seconds, measured = predictor.seconds(n, option.batch_size)
             split = Split(option.batch_size, part, 1, seconds, measured, None)
             found.append(Option(split, seconds, None, n, option.split))

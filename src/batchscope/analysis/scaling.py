@@ -1,15 +1,15 @@
 """How many seconds does a step of B examples take on n devices, measured or not?
 
-    t(B, n) = ( C^g + (h + r(n))^g )^(1/g),        C = d + k_n c(B / n)        (1 device: t = c(B))
+    t(B, n) = ( C^g + (f r(n))^g )^(1/g),        C = d + k_n c(B / n)        (1 device: t = c(B))
 
     c(b)   seconds of a step of b examples on one device: between the sizes timed, and beyond, along straight lines
     k_n    how much slower n devices that compute at once are than one (they share memory; 1 where they do not)
     d      what the replicas' wrapper adds to a step, averaging or not
     r(n)   all-reduces of the gradient's pieces, as timed bare (`network`)
-    h      what averaging costs beside them: copies, and waking those that wait
+    f      how much longer they take in a step: gradients are not in the cache, and those that wait have to be woken
     g      how much of it hides behind the backward pass: 1 nothing, 10 nearly all (a p-norm, as Qiao et al., OSDI 2021)
 
-k_n and d come from steps without averaging, then h and g from those with, both by least squares on log seconds over the
+k_n and d come from steps without averaging, then f and g from those with, both by least squares on log seconds over the
 medians of windows. Intervals: every round is fitted by itself.
 
 A device count that was not measured is predicted, with an error that grows with its distance, and between the faster of
@@ -38,13 +38,14 @@ from batchscope.records import (
     ScalingPass,
     ScalingPrediction,
     ScalingRow,
-    StepTiming,
     TimingPass,
 )
 
 Place = tuple[int, int]  # (devices, global batch size)
 MOST_OVERLAP = 10.0  # g; beyond it all that can hide does
 PER_DOUBLING = 0.05  # of log seconds: how wrong an extrapolation to twice the devices may be (a guess)
+LOG_FACTOR = math.log(1e4)  # f is sought between its exponentials
+UNKNOWN_SD = 0.1  # of log seconds, where there are as many parameters as places (a guess)
 UNKNOWN_OVERLAP = 10.0**0.5  # where no step with averaging was timed; the interval goes from none to all
 
 
@@ -64,7 +65,7 @@ class Model:
 
     slowdown: Mapping[int, float]
     wrapper: float
-    added: float
+    factor: float
     overlap: float
 
 
@@ -175,31 +176,34 @@ def step_seconds(model: Model, steps: Steps, place: Place, buckets: Sequence[int
     nearest = min(model.slowdown, key=lambda m: abs(math.log(m / n)), default=None)
     slower = 1.0 if nearest is None else model.slowdown[nearest]
     compute = model.wrapper + slower * compute_seconds(steps.single, b / n)
-    return joined(compute, model.added + steps.reduce.seconds(n, buckets, tree), model.overlap)
+    return joined(compute, model.factor * steps.reduce.seconds(n, buckets, tree), model.overlap)
 
 
 def fit_model(steps: Steps, buckets: Sequence[int], near: Model | None = None) -> Model:
-    """k_n and d from the steps without averaging, then h and g from those with; `near`: where to begin."""
+    """k_n and d from the steps without averaging, then f and g from those with; `near`: where to begin.
+
+    Where no all-reduce was timed, r is 1 s, and f the seconds themselves.
+    """
     counts = sorted({n for n, _ in steps.whole})
     if not counts:
-        return Model({}, 0.0, 0.0, UNKNOWN_OVERLAP)
+        return Model({}, 0.0, 1.0, UNKNOWN_OVERLAP)
     scale = min(steps.whole.values())
     slowdown, wrapper = _fit_alone(steps, counts, scale)
     bare = {n: steps.reduce.seconds(n, buckets) for n in counts}
     compute = {p: wrapper + slowdown[p[0]] * compute_seconds(steps.single, p[1] / p[0]) for p in steps.whole}
-    logs = np.log(list(steps.whole.values()))
+    logs, unit = np.log(list(steps.whole.values())), 1.0 if steps.reduce.known else scale
 
     def residuals(x: Array) -> Array:
-        added, overlap = x[0] * scale, float(np.exp(x[1]))
-        return np.log([joined(compute[p], added + bare[p[0]], overlap) for p in steps.whole]) - logs
+        factor, overlap = unit * float(np.exp(x[0])), float(np.exp(x[1]))
+        return np.log([joined(compute[p], factor * bare[p[0]], overlap) for p in steps.whole]) - logs
 
-    bounds = ([0.0, 0.0], [100.0, math.log(MOST_OVERLAP)])
-    starts = [(h, g) for h in (0.02, 1.0) for g in (0.05, 1.0)]
+    low, high = np.array([-LOG_FACTOR, 0.0]), np.array([LOG_FACTOR, math.log(MOST_OVERLAP)])
+    starts = [(f, g) for f in (-1.0, 1.0) for g in (0.05, 1.0)]
     if near is not None:
-        inside = min(max(near.added / scale, 1e-3), 99.0), min(max(math.log(near.overlap), 1e-3), 2.3)
-        starts = [inside]
-    found = min((optimize.least_squares(residuals, x, bounds=bounds) for x in starts), key=lambda f: f.cost)
-    return Model(slowdown, wrapper, float(found.x[0]) * scale, float(np.exp(found.x[1])))
+        starts = [(math.log(near.factor / unit), math.log(near.overlap))]
+    inside = [np.clip(x, low + 1e-3, high - 1e-3) for x in starts]
+    found = min((optimize.least_squares(residuals, x, bounds=(low, high)) for x in inside), key=lambda f: f.cost)
+    return Model(slowdown, wrapper, unit * float(np.exp(found.x[0])), float(np.exp(found.x[1])))
 
 
 def _fit_alone(steps: Steps, counts: Sequence[int], scale: float) -> tuple[dict[int, float], float]:
@@ -231,9 +235,9 @@ def fit_scaling(timing: ScalingPass) -> ScalingFit:
     return ScalingFit(
         {str(n): about(k, [r.slowdown[n] for r in refits]) for n, k in model.slowdown.items()},
         _plain(model.wrapper, [r.wrapper for r in refits]),
-        _plain(model.added, [r.added for r in refits]),
-        about(model.overlap, [r.overlap for r in refits]),
-        residual_sd(model, middle, timing.buckets),
+        about(model.factor, [r.factor for r in refits]),
+        within(about(model.overlap, [r.overlap for r in refits]), 1.0, MOST_OVERLAP),
+        residual_spread(model, middle, timing.buckets)[0],
         tuple((n, b, x) for (n, b), x in sorted(misses.items())),
     )
 
@@ -243,10 +247,20 @@ def misses_of(model: Model, steps: Steps, buckets: Sequence[int]) -> dict[Place,
     return {place: step_seconds(model, steps, place, buckets) / seconds - 1 for place, seconds in steps.whole.items()}
 
 
-def residual_sd(model: Model, steps: Steps, buckets: Sequence[int]) -> float:
-    """Of log seconds, two parameters taken off; 0 where nothing was timed on several devices."""
+def residual_spread(model: Model, steps: Steps, buckets: Sequence[int]) -> tuple[float, int]:
+    """(standard deviation of log seconds, degrees of freedom): places less the parameters d, f, g and each k_n.
+
+    nan where that leaves none.
+    """
     logs = [math.log1p(miss) for miss in misses_of(model, steps, buckets).values()]
-    return math.sqrt(sum(x * x for x in logs) / max(1, len(logs) - 2))
+    df = len(logs) - len(model.slowdown) - 3
+    return (math.sqrt(sum(x * x for x in logs) / df), df) if df > 0 else (math.nan, 0)
+
+
+def within(m: Measured, least: float, most: float) -> Measured:
+    """An estimate that was sought between two bounds, with its interval cut off at them."""
+    low, high = (None if end is None else min(max(end, least), most) for end in (m.low, m.high))
+    return dataclasses.replace(m, low=low, high=high)
 
 
 def _plain(estimate: float, refits: Sequence[float]) -> Measured:
@@ -270,7 +284,7 @@ class Predictor:
         self.steps, self.rounds = steps_of(timing)
         self.model = fit_model(self.steps, timing.buckets)
         self.refits = [fit_model(r, timing.buckets, self.model) for r in self.rounds]
-        self.sd = residual_sd(self.model, self.steps, timing.buckets)
+        self.sd, self.df = residual_spread(self.model, self.steps, timing.buckets)
         self.largest = max((n for n, _ in self.steps.whole), default=1)
         self.counts = sorted({p.conditions.world_size for p in timing.passes})
         self.known = {(r.devices, r.batch_size): r.seconds_per_step for r in rows_of(timing, 1)}
@@ -307,7 +321,8 @@ class Predictor:
         t = float(stats.t.ppf(0.5 + LEVEL / 2, max(1, n - 1)))
         spread = float(np.std(logs, ddof=1)) * math.sqrt(math.pi / 2 / n) if n > 1 else 0.0
         distance = PER_DOUBLING * math.log2(max(1.0, place[0] / self.largest))
-        half = math.hypot(t * spread, t * self.sd, 1.96 * distance)
+        misses = float(stats.t.ppf(0.5 + LEVEL / 2, self.df)) * self.sd if self.df > 0 else 1.96 * UNKNOWN_SD
+        half = math.hypot(t * spread, misses, 1.96 * distance)
         low, high = min(ends), max(ends)
         if not self.model.slowdown and place[0] > 1:  # the overlap is not known: from all to none
             low, high = (
@@ -318,13 +333,24 @@ class Predictor:
         return Measured(estimate, low * math.exp(-half), high * math.exp(half), n, 0, method)
 
     def _at(self, model: Model, steps: Steps, place: Place, tree: bool) -> float:
+        """A link that is described is taken at its word."""
         if self.network is not None:
-            steps = dataclasses.replace(steps, reduce=Reduce(self.network))
+            steps, model = (
+                dataclasses.replace(steps, reduce=Reduce(self.network)),
+                dataclasses.replace(model, factor=1.0),
+            )
         return step_seconds(model, steps, place, self.buckets, tree)
 
-    def can(self, devices: int) -> bool:
-        """Whether anything can be said of so many devices: they were timed, or a link was measured or described."""
-        return devices in self.counts or self.network is not None or self.steps.reduce.known
+    def can(self, devices: int, batch_size: int) -> bool:
+        """Whether anything can be said of this place.
+
+        It was timed; or two batch sizes were on one device, so that it is known what a part of a batch takes, and
+        either so many devices were timed, or a link was measured or described.
+        """
+        if (devices, batch_size) in self.known and (self.network is None or devices == 1):
+            return True
+        reaches = devices in self.counts or self.network is not None or self.steps.reduce.known
+        return batch_size >= devices and len(self.steps.single) > 1 and reaches
 
 
 def predictions_of(
@@ -337,13 +363,7 @@ def predictions_of(
         ScalingPrediction(n, b, seconds, f"predicted over {link}")
         for n in counts
         for b in batch_sizes
-        if b >= n and predictor.can(n)
+        if predictor.can(n, b)
         for seconds, measured in [predictor.seconds(n, b)]
         if not measured
     )
-
-
-def timing_at(timing: ScalingPass, devices: int, batch_size: int) -> StepTiming | None:
-    """The windows of one place."""
-    passes = [p for p in timing.passes if p.conditions.world_size == devices]
-    return next((t for p in passes for t in p.timings if t.batch_size == batch_size), None)

@@ -45,6 +45,8 @@ def goal_steps(study: StudyData) -> GoalSteps:
     if law.critical_batch_size.estimate is None or not measured:
         return GoalSteps(measured, {}, None)
     n, largest = study.settings.train_size, max(rows)
+    if largest not in measured:  # it was trained, and no seed reached: the law says nothing of larger ones
+        return GoalSteps(measured, {}, law.critical_batch_size)
     beyond = [2**k for k in range(1, n.bit_length()) if largest < 2**k <= n]
     return GoalSteps(measured, {b: law_steps(law, b, n) for b in beyond}, law.critical_batch_size)
 
@@ -69,8 +71,6 @@ def choices_of(predictor: Predictor, steps: GoalSteps, counts: Sequence[int]) ->
     """The best batch size of each device count, ascending; counts of which nothing can be said are left out."""
     found: list[DeviceChoice] = []
     for n in sorted({1, *counts}):
-        if not predictor.can(n):
-            continue
         best = min(_candidates(predictor, steps, n), key=lambda c: c.seconds_to_goal.estimate or math.inf, default=None)
         if best is not None:
             found.append(_beside(best, found[0] if found else best))
@@ -79,7 +79,7 @@ def choices_of(predictor: Predictor, steps: GoalSteps, counts: Sequence[int]) ->
 
 def _candidates(predictor: Predictor, steps: GoalSteps, devices: int) -> Iterable[DeviceChoice]:
     for batch_size, to_goal in {**steps.measured, **steps.extrapolated}.items():
-        if batch_size >= devices:
+        if predictor.can(devices, batch_size):
             seconds, timed = predictor.seconds(devices, batch_size)
             whole = product(to_goal, seconds)
             beyond = batch_size in steps.extrapolated

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
+from batchscope.measure.coupling import batch_norms
 from batchscope.measure.throughput import (
     LEAST_ROUNDS,
     PREFETCHED,
@@ -42,13 +43,18 @@ FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20  # bytes: torch's DDP averages the grad
 MIN_WINDOW_SHARE = 4  # a window is long enough to be scaled up from, once it lasts a fourth of what is wanted
 
 
+def prepared_by(task: Task) -> int:
+    """Batches that loader workers have ready when a window begins."""
+    return PREFETCHED * task.num_workers if not isinstance(task.train, (tuple, list)) else 0
+
+
 class GroupClock:
     """A task's training step on the ranks of one group, ready to be timed; one rank: the step of a single device."""
 
     def __init__(self, task: Task, device: torch.device, precision: str, engine: Engine, group: Replicas) -> None:
         seed_everything(0)
         self.group, self.device = group, device
-        self.prepared = PREFETCHED * task.num_workers if not isinstance(task.train, (tuple, list)) else 0
+        self.prepared = prepared_by(task)
         several = group.size > 1
         model = make_shared_model(task, device, engine, group) if several else make_model(task, device, engine)
         optimizer = task.optimizer(model, SLOWED * task.lr)
@@ -71,7 +77,7 @@ class GroupClock:
         """Seconds of `steps` steps of this global batch size on this rank, data included."""
         self.group.averages = averages
         stream = self._streams.setdefault(batch_size, endless(self.source, batch_size))
-        for _ in range(self.prepared):
+        for _ in range(self.prepared):  # loaded meanwhile
             self.step(next(stream), batch_size)
         start = now(self.device)
         for _ in range(steps):
@@ -92,7 +98,7 @@ class Together:
 
     def __init__(self, task: Task, counts: Sequence[int], everyone: Replicas, precision: str, engine: Engine) -> None:
         self.everyone, self.steps, self.examples = everyone, 0, 0
-        self.apart = not needs_others(task)
+        self.apart, self.prepared = not needs_others(task), prepared_by(task)
         self.groups: dict[int, Replicas] = {}
         self.clocks: dict[int, GroupClock] = {}
         for n in sorted({1, *counts}):
@@ -114,7 +120,8 @@ class Together:
         if devices in self.clocks:
             spent = self.clocks[devices].window(batch_size, steps, averages)
         self.everyone.done += 1
-        self.steps, self.examples = self.steps + steps, self.examples + steps * batch_size
+        made = steps + self.prepared
+        self.steps, self.examples = self.steps + made, self.examples + made * batch_size
         return self.slowest(spent) / steps
 
     def steps_for(self, devices: int, batch_size: int, seconds: float = WINDOW_SECONDS) -> int:
@@ -156,13 +163,15 @@ def time_scaling(
     rounds: int = ROUNDS,
     *,
     messages: bool = True,
+    ceiling: int | None = None,
     most_seconds: float = float("inf"),
     tell: Tell = lambda line: None,
 ) -> ScalingPass:
     """One interleaved pass over device counts and global batch sizes; called by every rank, with the same arguments.
 
     Args:
-        counts: of devices, each at most `everyone.size`; a batch size below one is left out there.
+        counts: of devices, each at most `everyone.size`. Left out there are batch sizes that give a device no example
+            (one, with batch norm), or more than `ceiling`.
         messages: time bare all-reduces too.
         most_seconds: after so many no further round begins, but LEAST_ROUNDS are made.
         tell: hears of every window (rank 0's only is heard).
@@ -171,7 +180,13 @@ def time_scaling(
     """
     started = time.monotonic()
     together = Together(task, counts, everyone, conditions.precision, conditions.engine)
-    places = [(n, b) for n in sorted(counts) for b in batch_sizes if b >= n]
+    least = 2 if batch_norms(task.model().train()) else 1
+    places = [
+        (n, b)
+        for n in sorted(counts)
+        for b in batch_sizes
+        if b // n >= (least if n > 1 else 1) and (ceiling is None or -(-b // n) <= ceiling)
+    ]
     several = [n for n in sorted(counts) if n > 1]
     gradient = everyone.from_lead(together.clocks[1].gradient_bytes if everyone.leads else None)
     sizes = _message_sizes(sum(gradient)) if messages else ()

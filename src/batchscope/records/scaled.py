@@ -36,13 +36,13 @@ class NetworkFit:
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """t(B, n) = ((d + k_n c(B / n))^g + (h + r(n))^g)^(1/g): see `analysis.scaling`."""
+    """t(B, n) = ((d + k_n c(B / n))^g + (f r(n))^g)^(1/g): see `analysis.scaling`."""
 
     slowdown: dict[str, Measured]  # k_n: computing on n devices over computing on one, by device count
     wrapper: Measured  # d, seconds: what a replica's step takes more, averaging or not
-    added: Measured  # h, seconds: what averaging costs beside the network
+    factor: Measured  # f: averaging in a step over the same all-reduces by themselves
     overlap: Measured  # g: 1 none, 10 nearly all
-    residual_sd: float  # of log seconds per step
+    residual_sd: float  # of log seconds per step; nan where as many parameters as places leave none
     residuals: tuple[tuple[int, int, float], ...]  # (devices, batch size, relative)
     reason: str = ""
 

@@ -140,6 +140,12 @@ def reached_cell(trial: Tried) -> str:
     return ABSENT if trial.outcome in ("diverged", "failed") else f"> {number(trial.bound)}"
 
 
+def predicted_how(advice: Advice) -> str:
+    """What a prediction for devices that were not measured counts."""
+    counted = advice.data.scaling is not None
+    return "predicted, averaging included" if counted else "predicted, without communication"
+
+
 def pareto_table(advice: Advice) -> Table:
     """Time against cost over device counts."""
     money = "cost" if advice.question.price is not None else "device hours"
@@ -149,11 +155,12 @@ def pareto_table(advice: Advice) -> Table:
             count(p.batch_size),
             seconds(p.seconds_to_goal),
             number(p.cost),
-            "predicted, without communication" if p.predicted else "as measured",
+            predicted_how(advice) if p.predicted else "as measured",
         ]
         for p in advice.pareto
     ]
-    title = "Time against cost: nothing is both faster and cheaper (estimates; several devices: a lower bound)"
+    bound = "" if advice.data.scaling is not None else "; several devices: a lower bound"
+    title = f"Time against cost: nothing is both faster and cheaper (estimates{bound})"
     return Table(title, ["devices", "batch size", "time to goal", money, "how"], rows, ("how",))
 
 

@@ -1,7 +1,8 @@
 """What does an advice's page show? The decision first, one figure of why, and controls that move it; all in one file.
 
 The controls compute in the browser from the draws inside the page: seconds to goal of every batch size on any number of
-devices (communication free: a lower bound), its cost, and which one is best how surely. No server, no network.
+devices (as a pass over several measured them, or communication free: a lower bound), its cost, and which one is best
+how surely. No server, no network.
 """
 
 from __future__ import annotations
@@ -225,17 +226,18 @@ def device_counts(advice: Advice) -> list[int]:
 def steps_on_devices(advice: Advice) -> dict[str, dict[str, Any]] | None:
     """(median, standard deviation) of log seconds per step of every candidate, by device count; None without a pass.
 
-    Where a batch size gives a device no example, 0 and 0: it is not looked at.
+    None for a batch size of which nothing can be said there.
     """
     if advice.data.scaling is None:
         return None
     predictor, found = Predictor(advice.data.scaling), {}
     for n in device_counts(advice):
-        if not predictor.can(n):
+        sizes = [c.batch_size for c in advice.candidates]
+        if not any(predictor.can(n, b) for b in sizes):
             continue
-        known = [predictor.seconds(n, c.batch_size)[0] if c.batch_size >= n else None for c in advice.candidates]
+        known = [predictor.seconds(n, b)[0] if predictor.can(n, b) else None for b in sizes]
         timed = n in predictor.counts
-        found[str(n)] = {"timed": timed, "log": [[0.0, 0.0] if m is None else log_normal(m) for m in known]}
+        found[str(n)] = {"timed": timed, "log": [None if m is None else log_normal(m) for m in known]}
     return found
 
 

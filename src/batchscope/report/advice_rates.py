@@ -7,7 +7,7 @@ from typing import Any
 from batchscope.records import Advice
 from batchscope.report import advice_points as points
 from batchscope.report.advice_charts import CURVE, HEIGHT, Frame, curve_layers, sizes_axis
-from batchscope.report.advice_facts import OUTCOMES
+from batchscope.report.advice_facts import OUTCOMES, predicted_how
 from batchscope.report.advice_numbers import chance, rate, unit_of
 from batchscope.report.advice_points import CHOSEN_COLOUR, DASH
 from batchscope.report.charts import Panel
@@ -22,7 +22,7 @@ OUTCOME_MARKS = {
     "diverged": ("#d55e00", CROSS),
     "failed": ("#000000", "triangle-down"),
 }
-PREDICTED_COLOURS = {"as measured": "#111111", "predicted, without communication": CURVE}
+MEASURED_COLOUR, PREDICTED_COLOUR = "#111111", CURVE
 
 # --- the learning rate ---
 
@@ -87,7 +87,8 @@ def pareto_panel(advice: Advice) -> Panel | None:
         return None
     money = "cost" if advice.question.price is not None else "device hours"
     scale, unit = unit_of(min(p.seconds_to_goal for p in advice.pareto))
-    names = dict(zip((False, True), PREDICTED_COLOURS, strict=True))
+    names = {False: "as measured", True: predicted_how(advice)}
+    colours = {"as measured": MEASURED_COLOUR, predicted_how(advice): PREDICTED_COLOUR}
     rows = [
         {
             "x": short(p.seconds_to_goal / scale),
@@ -100,7 +101,7 @@ def pareto_panel(advice: Advice) -> Panel | None:
         }
         for p in advice.pareto
     ]
-    met = {name: c for name, c in PREDICTED_COLOURS.items() if any(r["series"] == name for r in rows)}
+    met = {name: c for name, c in colours.items() if any(r["series"] == name for r in rows)}
     x = Axis(f"time to goal ({unit})", log_domain([p.seconds_to_goal / scale for p in advice.pareto], []))
     y = Axis(money, log_domain([p.cost for p in advice.pareto], []))
     frame = Frame(needed("altair"), x, y, met, True, {})

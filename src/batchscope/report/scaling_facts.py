@@ -87,7 +87,7 @@ def model_of(result: ScalingResult) -> str:
     if result.fit.reason:
         return sentence(result.fit.reason)
     return (
-        "seconds per step of B examples on n devices = ((d + k c(B / n))^g + (h + r(n))^g)^(1/g), with c(b) the "
+        "seconds per step of B examples on n devices = ((d + k c(B / n))^g + (f r(n))^g)^(1/g), with c(b) the "
         "seconds of a step of b examples on one device and r(n) those of the all-reduces timed by themselves"
     )
 
@@ -117,7 +117,7 @@ def methods_of(result: ScalingResult) -> dict[str, list[str]]:
         "latency": [result.network.latency],
         "bandwidth": [result.network.bandwidth],
         "slowdown": fit.slowdown.values(),
-        "wrapper and added": [fit.wrapper, fit.added],
+        "wrapper": [fit.wrapper],
         "overlap": [fit.overlap],
         "predicted seconds per step": [p.seconds_per_step for p in result.predictions],
         "steps to goal": [c.steps_to_goal for c in choices],

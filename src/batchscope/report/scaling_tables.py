@@ -162,7 +162,7 @@ def fit_table(result: ScalingResult, dash: str = "-") -> Content:
         ("bandwidth (MB/s)", scaled(network.bandwidth, MEGA), "of each device's link"),
         *((f"slowdown k of {n} devices", k, "computing at once, over alone") for n, k in fit.slowdown.items()),
         ("wrapper d (ms)", scaled(fit.wrapper, MS), "what a replica's step takes more"),
-        ("added h (ms)", scaled(fit.added, MS), "what averaging costs beside the network"),
+        ("factor f", fit.factor, "averaging in a step, over the same all-reduces alone"),
         ("overlap g", fit.overlap, "1 nothing hides behind computing, 10 nearly all"),
     ]
     cells = [[name, cell(m, dash), meaning] for name, m, meaning in lines if known(m)]

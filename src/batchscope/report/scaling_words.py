@@ -22,6 +22,7 @@ from batchscope.report.words import count, endless, goal_of, list_of, plain
 
 PERCENT = 100.0
 BAND = f"{PERCENT * (GAIN - 1):.0f} %"
+FAR_BELOW = 4  # times below the critical batch size a step is far from useless (a guess)
 FEW = 3  # device counts that a sentence names one by one
 NAMED = "95 % interval "  # what every paragraph's first bracket says
 
@@ -195,6 +196,12 @@ def critical_words(result: ScalingResult) -> str:
     if endless(crit):
         return "The critical batch size, past which larger batches save few steps, is not resolved."
     size = told(crit, "examples", NAMED)
+    at = next((c for c in result.choices if c.devices == result.most_useful), None)
+    if at is not None and crit.estimate and at.batch_size < crit.estimate / FAR_BELOW:
+        return (
+            f"Averaging sets it: there the best batch size, {count(at.batch_size)}, is far below the critical "
+            f"one, {size}: larger batches would still save steps, but more devices make no step shorter."
+        )
     return (
         f"The critical batch size sets it, {size}: larger batches, which would keep more devices busy, save few steps, "
         "and the smaller each device's share, the more of a step is averaging."

@@ -132,7 +132,7 @@ def make_shared_step(
         optimizer.zero_grad()
         pieces = passes.pieces(part, whole)
         units = [units_in(task, piece) if piece is not None else 0 for piece in pieces]
-        total = max(1, replicas.total(sum(units)) if counted else whole)
+        total = max(1, units_of_all(replicas, sum(units)) if counted else whole)
         for k, (piece, n) in enumerate(zip(pieces, units, strict=True)):
             now = replicas.averages and k == len(pieces) - 1
             with averaging(together, now), passes.taking(piece, n) as seen:
@@ -142,6 +142,11 @@ def make_shared_step(
         finish()
 
     return step
+
+
+def units_of_all(replicas: Replicas, units: int) -> int:
+    """Counted units of the whole batch; of a rank timed by itself, as if all had as many."""
+    return replicas.total(units) if replicas.averages else replicas.size * units
 
 
 def unused_in(task: Task, model: torch.nn.Module, loss_of: LossOf) -> set[str]:

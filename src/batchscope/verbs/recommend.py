@@ -162,8 +162,7 @@ def _scaling(
     if norms:
         raise CannotAnswer(
             f"task {asked.task.name!r}: expected a model without batch norm for several devices, it has {len(norms)} "
-            "such layers, which would see a part of the batch each: leave --devices out, or synchronise them with "
-            'batch_norm="synchronised"'
+            "such layers, which would see a part of the batch each: leave --devices out"
         )
     if asked.reference is None or profile.timing is None:
         raise CannotAnswer(

@@ -79,9 +79,16 @@ def advice_answer(data: AdviceData) -> Advice:
 def scaling_answer(store: Store, data: ScalingData) -> ScalingResult:
     """The answer that a scaling's windows give, joined with the study that it names, or else the newest of its task."""
     named = next((summary.id for summary in store.studies() if summary.id == data.study_id), None)
-    study_id = named or store.newest_tuned_study(data.fingerprint)
+    study_id = named or study_beside(store, data.fingerprint)
     study = None if study_id is None else store.study_data(study_id)
     return scaling_words.worded(analyse_scaling(dataclasses.replace(data, study_id=study_id), study))
+
+
+def study_beside(store: Store, fingerprint: str) -> str | None:
+    """The id of the study whose steps a scaling is joined with: the newest tuned one, else the newest finished one."""
+    tuned = store.newest_tuned_study(fingerprint)
+    finished = [(s.finished_at, s.id) for s in store.studies() if s.fingerprint == fingerprint and s.finished_at]
+    return tuned or max(finished, default=("", None))[1]
 
 
 def drawn(result: R, path: str | Path, write: Callable[[R, Path], Path], hear: Callable[[str, dict], None]) -> R:

@@ -48,7 +48,7 @@ from batchscope.training.device import devices_here, pick_device, remember_setti
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import call, check_devices, chosen, is_here, machine
 from batchscope.verbs.price import seconds_per_example
-from batchscope.verbs.report import default_path, drawn
+from batchscope.verbs.report import default_path, drawn, study_beside
 
 MOST_SECONDS = 240.0  # of the pass: after that no further round begins, down to the five that intervals need
 LARGEST = 1024  # device count that is predicted for
@@ -72,7 +72,7 @@ class Asked:
 def scale(
     task: Task | str,
     *,
-    devices: Sequence[int] | None = None,
+    devices: Sequence[int] | int | None = None,
     batch_sizes: Sequence[int] | None = None,
     network: tuple[float, float] | None = None,
     largest: int = LARGEST,
@@ -104,7 +104,7 @@ def scale(
         asked = ask(task, devices, batch_sizes, network, largest, seed, opened)
         opened.remember_task(asked.task.name, asked.checked.fingerprint, asked.checked.components)
         data, scaling_id = found_or_measured(opened, asked, hear, again)
-        study_id = opened.newest_tuned_study(data.fingerprint)
+        study_id = study_beside(opened, data.fingerprint)
         study = None if study_id is None else opened.study_data(study_id)
     result = worded(analyse_scaling(dataclasses.replace(data, study_id=study_id), study))
     if draw:
@@ -124,7 +124,7 @@ def found_or_measured(store: Store, asked: Asked, hear: Listener, again: bool = 
 
 def ask(
     task: Task | str,
-    devices: Sequence[int] | None,
+    devices: Sequence[int] | int | None,
     batch_sizes: Sequence[int] | None,
     network: tuple[float, float] | None,
     largest: int,
@@ -161,19 +161,21 @@ def ask(
     return Asked(loaded, task, checked, question, here)
 
 
-def _counts(devices: Sequence[int] | None, most: int) -> tuple[int, ...]:
+def _counts(devices: Sequence[int] | int | None, most: int) -> tuple[int, ...]:
     """Ascending; one device is always among them, since everything is compared with it."""
     if devices is None:
         return tuple(2**k for k in range(most.bit_length()))
-    for n in devices:
+    for n in devices if isinstance(devices, Sequence) else [devices]:
         if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MOST_DEVICES:
             raise UsageError(f"expected device counts from 1 to {MOST_DEVICES:,}, got {n!r}: write --devices 1,2,4")
-    return tuple(sorted({1, *devices}))
+    return tuple(sorted({1, *(devices if isinstance(devices, Sequence) else [devices])}))
 
 
 def _link(network: tuple[float, float] | None) -> Network | None:
     if network is None:
         return None
+    if not isinstance(network, Sequence) or len(network) != 2:
+        raise UsageError(f"expected a latency and a bandwidth, got {network!r}: write network=(5e-6, 25e9)")
     latency, bandwidth = network
     if not (0 < latency < 10 and 1 < bandwidth < 1e15):
         raise UsageError(
@@ -185,7 +187,7 @@ def _link(network: tuple[float, float] | None) -> Network | None:
 
 def _of_the_study(store: Store | None, fingerprint: str) -> tuple[int, ...] | None:
     """The batch sizes whose steps to goal are known, so that both halves of the product are."""
-    study_id = store.newest_tuned_study(fingerprint) if store is not None else None
+    study_id = study_beside(store, fingerprint) if store is not None else None
     return None if store is None or study_id is None else store.study(study_id).batch_sizes
 
 
@@ -218,7 +220,7 @@ def _measured(store: Store, asked: Asked, hear: Listener, beat: Any) -> ScalingD
             "devices": max(asked.here),
             "counts": list(asked.here),
             "batch_sizes": list(question.batch_sizes),
-            "options": {"rounds": ROUNDS, "most_seconds": MOST_SECONDS},
+            "options": {"rounds": ROUNDS, "most_seconds": MOST_SECONDS, "ceiling": _ceiling(store, asked)},
         }
         timing = from_plain(ScalingPass, call(executor, Job("scaling", "scaling", details), beat, on_line=on_line))
     return ScalingData(
@@ -230,7 +232,7 @@ def _measured(store: Store, asked: Asked, hear: Listener, beat: Any) -> ScalingD
         question=question,
         conditions=conditions,
         timing=timing,
-        study_id=store.newest_tuned_study(asked.checked.fingerprint),
+        study_id=study_beside(store, asked.checked.fingerprint),
         unit=task.unit,
         coupled=bool(batch_norms(task.model().train())),
         seconds=time.monotonic() - started,
@@ -238,6 +240,14 @@ def _measured(store: Store, asked: Asked, hear: Listener, beat: Any) -> ScalingD
         examples=spent["examples"],
         steps=spent["steps"],
     )
+
+
+def _ceiling(store: Store, asked: Asked) -> int | None:
+    """The largest micro-batch that fits on a device, where a profile of the store knows it."""
+    for _, profile in store.profiles(asked.checked.fingerprint):
+        if profile.memory is not None and profile.memory.binding == "memory" and is_here(profile.conditions):
+            return profile.memory.largest_micro_batch_size
+    return None
 
 
 def _conditions(store: Store, asked: Asked) -> Conditions:

@@ -41,7 +41,7 @@ const decide = (data, devices, price, objective) => {
   if (known && !data.deviates) data.deviates = deviates(data.logSeconds);
   const stepOn = (c, d) => {
     const row = d % data.logSeconds.length;
-    if (known) return known.log[c][0] + known.log[c][1] * data.deviates[row][c];
+    if (known && known.log[c]) return known.log[c][0] + known.log[c][1] * data.deviates[row][c];
     return logStep(data.timed, data.logSeconds[row], data.candidates[c].size / devices);
   };
   const logTime = (c, d) => data.logExamples[d][c] - Math.log(data.candidates[c].effective) + stepOn(c, d);
