@@ -21,8 +21,8 @@ from batchscope.report.advice_facts import (
     trials_table,
 )
 from batchscope.report.advice_words import worded
-from batchscope.report.terminal import Content, plain_console, print_answer
-from batchscope.report.words import list_of, plain, sentence
+from batchscope.report.terminal import Content, plain_console, print_answer, print_measured
+from batchscope.report.words import plain
 
 
 def print_advice(result: Advice, console: Console) -> None:
@@ -33,14 +33,7 @@ def print_advice(result: Advice, console: Console) -> None:
     if told.snippet:
         out.print(Text("To train with it", "italic"))
         out.print(Text(f"\n{told.snippet}\n"), soft_wrap=True)
-    for name, fact in facts_of(result):
-        out.print(Text(f"{name}: {fact}", "dim"))
-    for method, quantities in methods_of(result).items():
-        out.print(Text(f"Interval: {plain(method)} ({list_of(quantities)})", "dim"))
-    for note in notes_of(result):
-        out.print(Text(f"Note: {sentence(note)}"))
-    if result.report:
-        out.print(Text(f"Report: {plain(result.report)}"), soft_wrap=True)
+    print_measured(out, facts_of(result), methods_of(result), notes_of(result), result.report)
 
 
 def contents_of(result: Advice) -> list[Content]:

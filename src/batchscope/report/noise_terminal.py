@@ -24,8 +24,8 @@ from batchscope.report.noise_words import (
     proxy_sentences,
     share_of,
 )
-from batchscope.report.terminal import Content, plain_console, print_answer
-from batchscope.report.words import count, list_of, number, plain, sentence
+from batchscope.report.terminal import Content, plain_console, print_answer, print_measured
+from batchscope.report.words import count, number, plain
 
 LAYERS_SHOWN = 12  # on a screen, those with the largest share of the trace; the page has all
 
@@ -37,14 +37,7 @@ def print_noise(result: NoiseResult, console: Console) -> None:
     print_answer(out, heading, answer_sentences(result), contents_of(result))
     for text in proxy_sentences(result):
         out.print(Text(text))
-    for name, fact in facts_of(result):
-        out.print(Text(f"{name}: {fact}", "dim"))
-    for method, quantities in methods_of(result).items():
-        out.print(Text(f"Interval: {plain(method)} ({list_of(quantities)})", "dim"))
-    for note in notes_of(result):
-        out.print(Text(f"Note: {sentence(note)}"))
-    if result.report:
-        out.print(Text(f"Report: {plain(result.report)}"), soft_wrap=True)
+    print_measured(out, facts_of(result), methods_of(result), notes_of(result), result.report)
 
 
 def contents_of(result: NoiseResult) -> list[Content]:

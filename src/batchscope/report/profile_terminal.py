@@ -22,7 +22,7 @@ from batchscope.report.profile_words import (
     size_of,
     written_split,
 )
-from batchscope.report.terminal import Content, plain_console, print_answer
+from batchscope.report.terminal import Content, plain_console, print_answer, print_measured
 from batchscope.report.words import count, loop_of, number, plain, sentence
 
 MS, PERCENT, MILLI = 1e3, 100.0, 1e3
@@ -37,12 +37,7 @@ def print_profile(result: ProfileResult, console: Console) -> None:
         if probe.reason:
             outcome = OUTCOMES.get(probe.outcome, plain(probe.outcome))
             out.print(Text(f"Micro-batch {count(probe.micro_batch_size)}, {outcome}: {sentence(probe.reason)}"))
-    for name, fact in facts_of(result):
-        out.print(Text(f"{name}: {fact}", "dim"))
-    for note in notes_of(result):
-        out.print(Text(f"Note: {sentence(note)}"))
-    if result.report:
-        out.print(Text(f"Report: {plain(result.report)}"), soft_wrap=True)
+    print_measured(out, facts_of(result), {}, notes_of(result), result.report)
 
 
 NOTHING = Content("", (), [])

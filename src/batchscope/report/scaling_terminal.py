@@ -7,14 +7,13 @@ way to the goal, predictions, fits; then claims 8 and 9 and how it was measured.
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
 from batchscope.records import ScalingResult
 from batchscope.report.scaling_facts import facts_of, methods_of, notes_of
 from batchscope.report.scaling_tables import screen_tables
 from batchscope.report.scaling_words import worded
-from batchscope.report.terminal import claim_texts, plain_console, print_answer
-from batchscope.report.words import list_of, plain, sentence
+from batchscope.report.terminal import claim_texts, plain_console, print_answer, print_measured
+from batchscope.report.words import plain
 
 
 def print_scaling(result: ScalingResult, console: Console) -> None:
@@ -27,11 +26,4 @@ def print_scaling(result: ScalingResult, console: Console) -> None:
             out.print(text)
     if result.claims:
         out.print()
-    for name, fact in facts_of(result):
-        out.print(Text(f"{name}: {fact}", "dim"))
-    for method, quantities in methods_of(result).items():
-        out.print(Text(f"Interval: {plain(method)} ({list_of(quantities)})", "dim"))
-    for note in notes_of(result):
-        out.print(Text(f"Note: {sentence(note)}"))
-    if result.report:
-        out.print(Text(f"Report: {plain(result.report)}"), soft_wrap=True)
+    print_measured(out, facts_of(result), methods_of(result), notes_of(result), result.report)

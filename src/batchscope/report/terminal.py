@@ -8,7 +8,7 @@ and a width that holds every number on one line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich import box
@@ -127,6 +127,24 @@ def print_answer(out: Console, heading: str, sentences: Sequence[str], contents:
         out.print(Text(title, "italic"))
         out.print(text_table(None, headings, cells, out.is_terminal, out.width, left))
         out.print()
+
+
+def print_measured(
+    out: Console,
+    facts: Sequence[tuple[str, str]],
+    methods: Mapping[str, Sequence[str]],
+    notes: Sequence[str],
+    report: str | None,
+) -> None:
+    """How an answer ends: how it was measured, what the intervals are, notes, where the page is."""
+    for name, fact in facts:
+        out.print(Text(f"{name}: {fact}", "dim"))
+    for method, quantities in methods.items():
+        out.print(Text(f"Interval: {words.plain(method)} ({words.list_of(quantities)})", "dim"))
+    for note in notes:
+        out.print(Text(f"Note: {words.sentence(note)}"))
+    if report:
+        out.print(Text(f"Report: {words.plain(report)}"), soft_wrap=True)
 
 
 def text_table(
