@@ -45,6 +45,7 @@ Place = tuple[int, int]  # (devices, global batch size)
 MOST_OVERLAP = 10.0  # g; beyond it all that can hide does
 PER_DOUBLING = 0.05  # of log seconds: how wrong an extrapolation to twice the devices may be (a guess)
 LOG_FACTOR = math.log(1e4)  # f is sought between its exponentials
+LEAST_SLOWDOWN, MOST_SLOWDOWN = 0.8, 16.0  # k: caches may help a little (guesses)
 UNKNOWN_SD = 0.1  # of log seconds, where there are as many parameters as places (a guess)
 UNKNOWN_OVERLAP = 10.0**0.5  # where no step with averaging was timed; the interval goes from none to all
 
@@ -216,8 +217,8 @@ def _fit_alone(steps: Steps, counts: Sequence[int], scale: float) -> tuple[dict[
         slower = dict(zip(counts, np.exp(x[1:]), strict=True))
         return np.log([x[0] * scale + slower[p[0]] * c[p] for p in places]) - logs
 
-    low = np.array([0.0, *[-math.log(4.0)] * len(counts)])
-    high = np.array([100.0, *[math.log(16.0)] * len(counts)])
+    low = np.array([0.0, *[math.log(LEAST_SLOWDOWN)] * len(counts)])
+    high = np.array([100.0, *[math.log(MOST_SLOWDOWN)] * len(counts)])
     found = optimize.least_squares(residuals, np.array([0.05, *[0.0] * len(counts)]), bounds=(low, high))
     return dict(zip(counts, map(float, np.exp(found.x[1:])), strict=True)), float(found.x[0]) * scale
 
@@ -233,7 +234,10 @@ def fit_scaling(timing: ScalingPass) -> ScalingFit:
     refits = [fit_model(r, timing.buckets, model) for r in rounds]
     misses = misses_of(model, middle, timing.buckets)
     return ScalingFit(
-        {str(n): about(k, [r.slowdown[n] for r in refits]) for n, k in model.slowdown.items()},
+        {
+            str(n): within(about(k, [r.slowdown[n] for r in refits]), LEAST_SLOWDOWN, MOST_SLOWDOWN)
+            for n, k in model.slowdown.items()
+        },
         _plain(model.wrapper, [r.wrapper for r in refits]),
         about(model.factor, [r.factor for r in refits]),
         within(about(model.overlap, [r.overlap for r in refits]), 1.0, MOST_OVERLAP),

@@ -197,6 +197,11 @@ def critical_words(result: ScalingResult) -> str:
         return "The critical batch size, past which larger batches save few steps, is not resolved."
     size = told(crit, "examples", NAMED)
     at = next((c for c in result.choices if c.devices == result.most_useful), None)
+    if at is not None and no_faster(result, at):
+        return (
+            "Averaging sets it: twice the devices do not make a step of the same batch shorter. (The critical batch "
+            f"size, past which larger batches save few steps, is {size}.)"
+        )
     if at is not None and crit.estimate and at.batch_size < crit.estimate / FAR_BELOW:
         return (
             f"Averaging sets it: there the best batch size, {count(at.batch_size)}, is far below the critical "
@@ -209,6 +214,13 @@ def critical_words(result: ScalingResult) -> str:
 
 
 # --- what was not measured ---
+
+
+def no_faster(result: ScalingResult, choice: DeviceChoice) -> bool:
+    """Whether a step of the same batch was timed on twice as many devices, and is no faster there."""
+    steps = {(r.devices, r.batch_size): r.seconds_per_step.estimate for r in result.rows}
+    here, there = (steps.get((n, choice.batch_size)) for n in (choice.devices, 2 * choice.devices))
+    return here is not None and there is not None and here <= GAIN * there
 
 
 def missing_sentence(result: ScalingResult) -> str:
