@@ -129,6 +129,9 @@ def test_the_price_is_said_before_and_nothing_is_stored(tmp_path: Path) -> None:
     assert (plan["measured"], plan["predicted"]) == ([1, 2], [8])
     assert plan["at_most"]["seconds"] > 0
     assert "1 and 2 devices" in plan["sentences"][0]
+    assert "; 8 and powers of two up to 1,024 are predicted" in plan["sentences"][0]
+    here = verb.price_scaling(REFERENCE, devices=[1, 2], batch_sizes=[16, 64], store=tmp_path / "none.db")
+    assert "; powers of two up to 1,024 are predicted" in here["sentences"][0]
     assert not (tmp_path / "none.db").exists()
 
 

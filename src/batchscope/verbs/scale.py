@@ -278,7 +278,8 @@ def price_scaling(task: Task | str, *, store: str | Path = "batchscope.db", **as
     messages = MESSAGES_SECONDS * sum(n > 1 for n in counts)
     seconds = START_SECONDS * max(counts) + min(ROUNDS * windows, MOST_SECONDS) + 2 * windows + messages
     predicted = [n for n in request.question.device_counts if n not in counts]
-    beyond = f"; {_spelled(predicted)} and powers of two up to {request.question.largest} are predicted"
+    powers = f"powers of two up to {request.question.largest:,}"
+    beyond = f"{_spelled(predicted)} and {powers}" if predicted else powers
     return {
         "task": request.task.name,
         "batch_sizes": list(sizes),
@@ -288,7 +289,7 @@ def price_scaling(task: Task | str, *, store: str | Path = "batchscope.db", **as
         "at_most": {"seconds": seconds, "bytes": SCALING_BYTES},
         "sentences": [
             f"{request.task.name}: {len(sizes)} batch sizes ({sizes[0]} to {sizes[-1]}) on {_spelled(counts)} devices, "
-            f"{ROUNDS} rounds, with the gradients averaged and without{beyond if predicted else ''}.",
+            f"{ROUNDS} rounds, with the gradients averaged and without; {beyond} are predicted.",
             f"About {spelled(seconds)} at most, alone on the machine, and {SCALING_BYTES / 1e6:.2g} MB. Nothing is "
             "trained to a goal, so there is no price in reference runs.",
         ],
