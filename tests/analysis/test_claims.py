@@ -204,3 +204,11 @@ def test_retuning_that_closes_nothing_says_so() -> None:
 
 def test_short_numbers() -> None:
     assert [short(v) for v in (0.012345, 12345.6, 1.0, 0.0, 2.0e-5)] == ["0.0123", "12300", "1", "0", "2.00e-05"]
+
+
+def test_a_study_on_several_devices_says_so_where_it_matters() -> None:
+    data = synthetic_study(with_censored=False)
+    conditions = dataclasses.replace(data.settings.conditions, world_size=2)
+    several = dataclasses.replace(data, settings=dataclasses.replace(data.settings, conditions=conditions))
+    assert by_key(several)[5, "held"].claim == "larger batches take longer to converge in total on 2 devices"
+    assert by_key(several)[4, "held"] == by_key(data)[4, "held"]

@@ -74,6 +74,9 @@ def judge(data: StudyData, rows: Sequence[Row]) -> tuple[Claim, ...]:
     levels = holm_levels([c.ends.p_value(edge) for c, edge in zip(judged, edges, strict=True) if c.ends is not None])
     level_of = {(c.number, c.policy): level for c, level in zip(judged, levels, strict=True)}
     claims = [_claim(c, level_of.get((c.number, c.policy), 1 - ALPHA), len(judged)) for c in cases]
+    devices = data.settings.conditions.world_size
+    if devices > 1:
+        claims = [replace(c, claim=c.claim.replace("on one device", f"on {devices} devices")) for c in claims]
     return tuple(replace(c, why=reasons.why(c, claims, data, rows)) for c in claims)
 
 
