@@ -12,6 +12,8 @@ from test_distributed import bits, resumed, trained
 from torch import nn
 
 from batchscope.errors import CannotAnswer, TaskError
+from batchscope.measure.coupling import replica_norms
+from batchscope.measure.scaling import GroupClock
 from batchscope.records import Engine
 from batchscope.task import Task
 from batchscope.training import batch_norm
@@ -170,8 +172,46 @@ def without_units(replicas: Replicas) -> str:
     return ""
 
 
+class Deep(nn.Sequential):
+    """Without its norms, values of 1000 to the power of its depth: no float32 holds them."""
+
+    def __init__(self) -> None:
+        blocks = [nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU()) for _ in range(24)]
+        super().__init__(*blocks, nn.Linear(5, 3))
+        with torch.no_grad():
+            for block in blocks:
+                block[0].weight *= 1000
+
+
+def deep_task() -> Task:
+    return toy(model=Deep, batch_norm="synchronised", optimizer=sgd)
+
+
+def of_a_deep_model(replicas: Replicas) -> State:
+    """Gradients of a batch that leaves rank 0 without any example."""
+    torch.manual_seed(0)
+    task = deep_task()
+    model = make_shared_model(task, CPU, Engine(), replicas)
+    part = tuple(t[:2][replicas.part(2)] for t in task.train)
+    make_shared_step(task, model, task.optimizer(model, 0.0), replicas)(part if len(part[0]) > 0 else None, 2)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def with_torchs_own(replicas: Replicas) -> bool:
+    """Whether the step of a rank by itself, with layers that would ask for all of them, is finite."""
+    task = toy(model=lambda: nn.SyncBatchNorm.convert_sync_batchnorm(mlp_with_norm()), batch_norm="synchronised")
+    clock = GroupClock(task, CPU, "fp32", Engine(), Replicas(replicas.rank, 1, CPU))
+    clock.step(tuple(t[:6] for t in task.train), 6)
+    return all(bool(p.isfinite().all()) for p in clock.parameters)
+
+
 def everything(replicas: Replicas, folder: str) -> tuple[Any, ...]:
-    return states_of_a_rank(replicas), trials_of_a_rank(replicas, folder), without_units(replicas)
+    said = without_units(replicas)
+    return states_of_a_rank(replicas), trials_of_a_rank(replicas, folder), said, *alone_among_others(replicas)
+
+
+def alone_among_others(replicas: Replicas) -> tuple[State, bool]:
+    return of_a_deep_model(replicas), with_torchs_own(replicas)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +268,23 @@ def test_examples_that_count_nothing_are_refused(ranks: list[tuple[Any, ...]]) -
     assert all("expected examples that count units on every device, got 2" in rank[2] for rank in ranks)
 
 
+def test_a_stand_in_that_overflows_spoils_no_gradient(ranks: list[tuple[Any, ...]]) -> None:
+    """In a deep model with large weights. Two examples on three ranks: the first has none."""
+    torch.manual_seed(0)
+    task = deep_task()
+    model = task.model()
+    task.batch_loss(model, tuple(t[:2] for t in task.train)).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        for rank in ranks:
+            assert torch.allclose(rank[3][name], p.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_a_rank_by_itself_asks_no_other(ranks: list[tuple[Any, ...]]) -> None:
+    """When it is timed so; torch's own layers ask whatever group there is."""
+    assert all(rank[4] for rank in ranks)
+
+
 # --- in one process ---
 
 
@@ -270,6 +327,35 @@ def test_an_absent_replica_sends_nothing_of_its_own(monkeypatch: pytest.MonkeyPa
     (0 * y.sum()).backward()
     assert [(t.shape, t.dtype) for t in sent] == [((0, 4, 3, 3), torch.float32)]
     assert all(not p.grad.any() for p in (layer.weight, layer.bias, x))
+
+
+def test_a_stand_in_passes_no_gradient_back() -> None:
+    """Nor values that grow from layer to layer; running statistics stay."""
+    layer = nn.BatchNorm1d(4)
+    norms = batch_norm.norms_of(batch_norm.synchronised(nn.Sequential(layer), CPU))
+    x = 1e30 * torch.randn(2, 4)
+    assert torch.allclose(norms[0].by_itself(x / 1e30), nn.BatchNorm1d(4)(x / 1e30), atol=1e-6)
+    assert norms[0].by_itself(torch.full((1, 4), 1e30)).isfinite().all()
+    assert not layer.running_mean.any()
+
+
+def test_torchs_own_layers_are_refused_on_several_devices_unless_asked_for() -> None:
+    """They would ask the other replicas in passes that nobody keeps in step. Frozen ones ask nobody."""
+
+    def model() -> nn.Module:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(mlp_with_norm())
+
+    told = r"expected no nn.SyncBatchNorm on several devices .*, got one at '1': use batch_norm=\"synchronised\""
+    with pytest.raises(CannotAnswer, match=told):
+        make_shared_model(toy(model=model), CPU, Engine(), Replicas(0, 2, CPU))
+    with pytest.raises(CannotAnswer, match=told):
+        replica_norms(toy(model=model))
+    asked = toy(model=model, batch_norm="synchronised")
+    assert len(batch_norm.norms_of(make_shared_model(asked, CPU, Engine(), Replicas(0, 2, CPU)))) == 1
+    assert replica_norms(asked) == []
+    frozen = model()
+    frozen[1].eval()
+    batch_norm.refuse_torchs_own("toy", frozen)
 
 
 class OwnNorm(nn.BatchNorm1d):

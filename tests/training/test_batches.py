@@ -34,7 +34,7 @@ Pair = collections.namedtuple("Pair", "x y")
 
 def generators():
     """The three global generators' states, comparable."""
-    return torch.get_rng_state().tolist(), random.getstate(), repr(rng_state()["numpy"])
+    return torch.get_rng_state().tolist(), random.getstate(), repr(rng_state(CPU)["numpy"])
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 400, 1 << 20])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,28 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import on_ranks
+from test_checkpoint import Hidden
 from test_step import language_model, token_loss, tokens
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from batchscope.analysis.target import crossing
 from batchscope.errors import CannotAnswer
 from batchscope.records import Arm, Engine, StopRule, TrialSpec
 from batchscope.task import Task
 from batchscope.training.checkpoint import Checkpoint
-from batchscope.training.distributed import Replicas, refuse
+from batchscope.training.distributed import (
+    Replicas,
+    buffers_apart,
+    is_loopback,
+    leave_interface,
+    listening,
+    refuse,
+    take_interface,
+)
 from batchscope.training.loop import train
 from batchscope.training.step import make_shared_step, make_step
+from ranks import on_ranks
 from toys import CPU, VALID, Augmented, examples, mlp_with_state, toy
 
 RANKS = 3
@@ -134,8 +146,9 @@ def as_rows() -> Task:
 
 
 def trials_of_a_rank(replicas: Replicas, folder: str) -> Any:
-    """(a trial on tensors, one on a Dataset, and the resumed ones)."""
-    return trained(replicas, toy, 9), trained(replicas, as_rows, 9), resumed(replicas, folder)
+    """(a trial on tensors, one on a Dataset, and the resumed ones: with dropout, and with a buffer that is read)."""
+    apart = resumed(replicas, folder), resumed(replicas, f"{folder}/hidden", hidden)
+    return trained(replicas, toy, 9), trained(replicas, as_rows, 9), *apart
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +173,11 @@ def stateful() -> Task:
     return toy(model=mlp_with_state, test=examples(10, seed=2))
 
 
+def hidden() -> Task:
+    """Every rank's loss depends on the mean of what that rank has seen."""
+    return toy(model=Hidden)
+
+
 def resumed(replicas: Replicas, folder: str, task_of: Any = stateful) -> Any:
     """The trial without a checkpoint, with one, and gone on with from the last one, an evaluation before its end."""
     whole = trained(replicas, task_of, 10)
@@ -169,9 +187,11 @@ def resumed(replicas: Replicas, folder: str, task_of: Any = stateful) -> Any:
     return whole, first, again
 
 
-def test_a_resumed_trial_has_the_same_bits(trials: list[Any]) -> None:
-    """Dropout's streams differ between ranks, and are all in the checkpoint."""
-    whole, first, again = trials[0][2]
+@pytest.mark.parametrize("kind", [2, 3], ids=["streams", "buffers"])
+def test_a_resumed_trial_has_the_same_bits(trials: list[Any], kind: int) -> None:
+    """Dropout's streams and the model's buffers differ between ranks, and are all in the checkpoint."""
+    whole, first, again = trials[0][kind]
+    assert whole.outcome != "failed", whole.reason
     assert bits(whole.trace) == bits(first.trace) == bits(again.trace)
     assert whole.test == again.test
 
@@ -195,3 +215,62 @@ def test_what_replicas_cannot_do_is_refused_before_training() -> None:
         refuse(toy(), 8, 2, Engine(), watched=True)
     with pytest.raises(CannotAnswer, match="graphed"):
         refuse(toy(), 8, 2, Engine(graphed=True))
+
+
+# --- meeting ---
+
+
+def test_replicas_keep_their_buffers_with_any_torch() -> None:
+    """The keyword has another name since 2.13."""
+
+    def before(module: Any, broadcast_buffers: bool = True) -> None: ...
+    def since(module: Any, broadcast_buffers: bool | None = None, forward_sync_buffers: bool | None = None) -> None: ...
+
+    assert buffers_apart(before) == {"broadcast_buffers": False}
+    assert buffers_apart(since) == {"forward_sync_buffers": False}
+    assert set(buffers_apart(DistributedDataParallel)) <= set(inspect.signature(DistributedDataParallel).parameters)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "localhost", "::1"])
+def test_a_loopback_is_known(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "node7", "node7.cluster.local", "0.0.0.0", "fe80::1"])
+def test_what_others_can_reach_is_no_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.skipif(not Path("/sys/class/net/lo").exists(), reason="needs Linux's loopback")
+def test_gloo_takes_the_loopback_for_a_local_meeting_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And forgets it at the next one that is not local; what the user has set stays."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    taken = []
+    for host in ("127.0.0.1", "node7", "localhost", "127.0.0.1", "10.0.0.7"):
+        take_interface(host)
+        taken.append(os.environ.get("GLOO_SOCKET_IFNAME"))
+    assert taken == ["lo", None, "lo", "lo", None]
+    take_interface("127.0.0.1")
+    leave_interface()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    for host in ("127.0.0.1", "node7"):
+        take_interface(host)
+        leave_interface()
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth1"
+
+
+def heard_at(port: int) -> set[str]:
+    """The addresses at which something listens at a port, as Linux writes them."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    at = [address.split(":") for _, address, _, state, *_ in lines if state == "0A"]
+    return {host for host, number in at if int(number, 16) == port}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
+def test_ranks_of_one_machine_are_heard_by_nobody_else() -> None:
+    store = listening()
+    assert heard_at(store.port) == {"0100007F"}
+    again = listening("localhost")
+    assert heard_at(again.port) == {"0100007F"}
+    assert store.port != again.port

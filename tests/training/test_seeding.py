@@ -17,6 +17,8 @@ from batchscope.training.seeding import (
     torch_drawing_from,
 )
 
+CPU = torch.device("cpu")
+
 
 def draw():
     """Numbers from each generator, the first normal of a pair among them."""
@@ -36,12 +38,29 @@ def test_state_goes_round_through_a_file_that_cannot_run_code():
     seed_everything(3)
     draw()  # leaves one normal of a pair behind, in Python's and in numpy's generator
     file = io.BytesIO()
-    torch.save(rng_state(), file)
+    torch.save(rng_state(CPU), file)
     expected = draw(), draw()
     seed_everything(4)
     file.seek(0)
-    set_rng_state(torch.load(file, weights_only=True))
+    set_rng_state(torch.load(file, weights_only=True), CPU)
     assert (draw(), draw()) == expected
+
+
+def test_of_the_cards_only_the_one_that_is_trained_on_counts(monkeypatch):
+    """Whatever its number is when the trial goes on, and however many others there are. The cards are made up."""
+    streams = {3: torch.tensor([33]), 0: torch.tensor([10])}
+
+    def put(state, device):
+        streams[device.index] = state
+
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: streams[device.index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put)
+    saved = rng_state(torch.device("cuda", 3))
+    set_rng_state(saved, torch.device("cuda", 0))
+    assert {n: int(state) for n, state in streams.items()} == {3: 33, 0: 33}
+    set_rng_state(rng_state(CPU), torch.device("cuda", 0))
+    set_rng_state(saved, CPU)
+    assert {n: int(state) for n, state in streams.items()} == {3: 33, 0: 33}
 
 
 def test_what_is_drawn_inside_leaves_no_mark():

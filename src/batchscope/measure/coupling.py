@@ -16,6 +16,7 @@ from torch import nn
 
 from batchscope.errors import TaskError
 from batchscope.task import Batch, Task
+from batchscope.training.batch_norm import refuse_torchs_own
 from batchscope.training.batches import examples_in, mapped, split, units_in
 from batchscope.training.seeding import drawing_from, torch_drawing_from
 
@@ -35,13 +36,16 @@ def batch_norms(model: nn.Module) -> list[str]:
 
 
 def replica_norms(task: Task) -> list[str]:
-    """Those of a task's model that see a replica's part of a batch on several devices; synchronised ones see it all."""
+    """Those of a task's model that see a replica's part of a batch on several devices; synchronised ones see it all.
+
+    Raises CannotAnswer for torch's own synchronised layers in a task that does not ask for them.
+    """
     if task.batch_norm != "per replica":
         return []
     with drawing_from(0):
         model = task.model().train()
-    layers = dict(model.named_modules())
-    return [name for name in batch_norms(model) if not isinstance(layers.get(name), nn.SyncBatchNorm)]
+    refuse_torchs_own(task.name, model)
+    return batch_norms(model)
 
 
 def compares_examples(loss: torch.Tensor, m: int) -> bool:

@@ -31,6 +31,7 @@ from batchscope.measure.throughput import (
 )
 from batchscope.records import AllReduceTiming, Conditions, Engine, ScalingPass, StepTiming, TimingPass
 from batchscope.task import Batch, Task
+from batchscope.training.batch_norm import synchronised
 from batchscope.training.batches import make_source
 from batchscope.training.device import now
 from batchscope.training.distributed import Replicas
@@ -57,6 +58,8 @@ class GroupClock:
         self.prepared = prepared_by(task)
         several = group.size > 1
         model = make_shared_model(task, device, engine, group) if several else make_model(task, device, engine)
+        if not several and task.batch_norm == "synchronised":
+            model = synchronised(model, device)  # else torch's own layers, if it has any, would wait for all ranks
         optimizer = task.optimizer(model, SLOWED * task.lr)
         self.source = make_source(task, 0, device, engine, part=group.part if several else None)
         self.step: SharedStep

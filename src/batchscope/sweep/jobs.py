@@ -34,12 +34,13 @@ from batchscope.measure.samples import largest_sample, units_per_example
 from batchscope.measure.scaling import time_scaling
 from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
 from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
-from batchscope.sweep.messages import Job, TaskReference
-from batchscope.sweep.ranks import Say, leave_place, ranked, take_place
+from batchscope.sweep.messages import CONNECTION_LOST, Job, TaskReference
+from batchscope.sweep.ranks import Pulse, leave_place, ranked, take_place
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
+from batchscope.training.connection import is_of_connection
 from batchscope.training.device import cores, pick_device, set_up
-from batchscope.training.distributed import Replicas, engine_of_several
+from batchscope.training.distributed import Replicas, engine_of_several, part_ways
 from batchscope.training.fingerprint import fingerprint
 from batchscope.training.loop import Evaluator, train
 
@@ -84,11 +85,13 @@ def refusal(job: Job, error: Exception) -> dict[str, str]:
     """What to say when a job could not be done: the kind of error it is for the caller, and its sentence.
 
     The user's own code fails inside a trial as a trial (`failed`); what is raised around it, or in a job that is not a
-    trial, would be raised again by the next worker.
+    trial, would be raised again by the next worker. A lost connection to the other ranks says nothing of the task.
     """
     if isinstance(error, BatchscopeError):
         return {"error": type(error).__name__, "sentence": str(error)}
     text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    if is_of_connection(error):
+        return {"error": CONNECTION_LOST, "sentence": text}
     sentence = f"the task's {job.kind} job raised {text}: run one training step of the task in Python to see why"
     return {"error": "TaskError", "sentence": sentence}
 
@@ -116,8 +119,8 @@ class Workbench:
             )
         return Workbench(task)
 
-    def do(self, job: Job, on_line: Callable[[dict[str, Any]], None], say: Say | None = None) -> Any:
-        """Do one job; `on_line` hears of every evaluation or window, `say` of a rank's life. Returns a plain result."""
+    def do(self, job: Job, on_line: Callable[[dict[str, Any]], None], pulse: Pulse | None = None) -> Any:
+        """Do one job; `on_line` hears of every evaluation or window; `pulse`: a rank's. Returns a plain result."""
         kinds = {
             "trial": self._trial,
             "threads": self._threads,
@@ -128,11 +131,12 @@ class Workbench:
             "facts": self._facts,
         }
         together = {"trial": self._trial, "scaling": self._scaling}
-        if "rank" in job.details and say is not None:
+        if "rank" in job.details and pulse is not None:
             self._work_on(take_place(job.details.get("place", job.details["rank"])), True)
-            with ranked(job.details, self.device, say) as replicas:
+            with ranked(job.details, self.device, pulse) as replicas:
                 return together[job.kind](job.details, on_line, replicas)
         if self._placed:
+            part_ways()  # else what asks for a group (nn.SyncBatchNorm, say) would wait for the other ranks
             self._work_on(leave_place(), False)
         return kinds[job.kind](job.details, on_line)
 

@@ -23,6 +23,10 @@ class TaskReference:
         return TaskReference(reference, os.getcwd(), tuple(sys.path), fingerprint)
 
 
+CONNECTION_LOST = "ConnectionLost"
+"""The error that a rank answers with where it lost the others: not its own, so that the group looks for whose it is."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One piece of work: its kind (`sweep/jobs.py` has the list) and its plain arguments."""

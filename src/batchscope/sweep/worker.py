@@ -10,6 +10,7 @@ The input is read through a file of its own, never through `sys.stdin`: a data l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -36,6 +37,7 @@ def main() -> None:
 
     # torch takes seconds: the input is being read meanwhile, and a first optimiser brings the rest of what it imports
     from batchscope.sweep.jobs import Job, TaskReference, Workbench, refusal, warm_up
+    from batchscope.sweep.ranks import Pulse
 
     warm_up()
     first = jobs.get()
@@ -43,10 +45,12 @@ def main() -> None:
     while True:
         job = Job(**jobs.get())
         try:
-            if bench is None:
-                bench = Workbench.from_reference(TaskReference(**first))
             say = partial(reply, job.id)
-            say("done", bench.do(job, partial(say, "line"), say))
+            with Pulse(say) if "rank" in job.details else contextlib.nullcontext() as pulse:
+                if bench is None:
+                    bench = Workbench.from_reference(TaskReference(**first))
+                result = bench.do(job, partial(say, "line"), pulse)
+            say("done", result)
         except Exception as error:
             reply(job.id, "refused", refusal(job, error))
 

@@ -5,7 +5,8 @@
 The backward pass of a sum over the replicas is the sum of its gradients over them, so that outputs, gradients and
 running statistics are those of one device with the whole (micro-)batch, whatever the sizes of the parts. A replica that
 has no examples in a pass still takes part in every sum, with nothing: its model runs on a stand-in whose loss weighs 0
-(`in_step.py`), and its layers add no values of it.
+(`in_step.py`), and its layers add no values of it. They normalise it by itself, so that it stays finite however deep
+the model, and pass no gradient back through it: 0 times what has overflowed is not 0, and would reach every replica.
 
 On CUDA the sums are those of torch's own `SyncBatchNorm`, which refuses tensors on the CPU; there they are made here.
 Layers change their class and nothing else: names, weights and statistics stay. Outside a step (an evaluation, a count
@@ -35,14 +36,28 @@ class Synchronised(_BatchNorm):
     process_group: dist.ProcessGroup | None = None  # of the replicas; None: all ranks
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, ...) -> the same shape; an absent replica's values are passed on as they are, and count nowhere."""
+        """(N, C, ...) -> the same shape; an absent replica's values are normalised by themselves, and count nowhere."""
         if not (self.meets and self.training):
             return _BatchNorm.forward(self, input)
         if not self.absent:
             return self.over_all(input)
         nothing = self.over_all(input[:0].to(_wide(input)))  # torch's gathers float32, of bfloat16 inputs too
         idle = [0 * p.sum() for p in (self.weight, self.bias) if p is not None]
-        return input + sum(idle, nothing.sum()).to(input.dtype)
+        return _Aside.apply(input, self.by_itself(input.detach())) + sum(idle, nothing.sum()).to(input.dtype)
+
+    @torch.no_grad()
+    def by_itself(self, input: torch.Tensor) -> torch.Tensor:
+        """The values as they would be on one device; running statistics stay."""
+        x, (over, shape) = input.to(_wide(input)), _axes(input)
+        centred = x - x.mean(over).view(shape)
+        y = centred * torch.rsqrt(centred.square().mean(over) + self.eps).view(shape)
+        return self.rescaled(y, shape).to(input.dtype)
+
+    def rescaled(self, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
+        """Normalised values with the layer's weight and bias."""
+        if self.weight is not None:
+            y = y * self.weight.view(shape)
+        return y + self.bias.view(shape) if self.bias is not None else y
 
     def over_all(self, input: torch.Tensor) -> torch.Tensor:
         """The normalised values of this replica's part, which may be empty."""
@@ -67,8 +82,7 @@ class OnCpu(Synchronised):
     def over_all(self, input: torch.Tensor) -> torch.Tensor:
         """See the base. Raises ValueError for a single value per channel, as torch does."""
         self._check_input_dim(input)
-        x = input.to(_wide(input))
-        over, shape = [d for d in range(x.dim()) if d != 1], [1, -1, *[1] * (x.dim() - 2)]
+        x, (over, shape) = input.to(_wide(input)), _axes(input)
         count = x.new_full((1,), x[:, :1].numel())
         sums = _Summed.apply(torch.cat([x.sum(over), count]), self.process_group)
         n = sums[-1].detach()
@@ -79,11 +93,7 @@ class OnCpu(Synchronised):
         variance = _Summed.apply(centred.square().sum(over), self.process_group) / n
         self._remember(mean.detach(), variance.detach() * n / (n - 1))
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.weight is not None:
-            y = y * self.weight.view(shape)
-        if self.bias is not None:
-            y = y + self.bias.view(shape)
-        return y.to(input.dtype)
+        return self.rescaled(y, shape).to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
@@ -111,6 +121,23 @@ class _Summed(torch.autograd.Function):
         return _Summed.apply(gradients[0].contiguous(), ctx.group), None
 
 
+class _Aside(torch.autograd.Function):
+    """Other values in the place of a layer's input, which gets a gradient of zeros whatever comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return torch.zeros_like(gradients[0]), None
+
+
+def _axes(input: torch.Tensor) -> tuple[list[int], list[int]]:
+    """What a channel's statistics are taken over, and the shape in which they meet the values."""
+    return [d for d in range(input.dim()) if d != 1], [1, -1, *[1] * (input.dim() - 2)]
+
+
 def _wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
@@ -130,6 +157,19 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
             )
         layer.__class__ = OnCuda if device.type == "cuda" else OnCpu
     return model
+
+
+def refuse_torchs_own(task: str, model: nn.Module) -> None:
+    """Raise CannotAnswer for a model that synchronises by itself, in passes that nobody keeps in step.
+
+    Replicas would wait for each other for ever where they make unequal numbers of passes.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm) and layer.training:
+            raise CannotAnswer(
+                f'task {task!r}: expected no nn.SyncBatchNorm on several devices with batch_norm="per replica", got '
+                f'one at {name or "the top"!r}: use batch_norm="synchronised", or nn.BatchNorm1d, 2d or 3d'
+            )
 
 
 def norms_of(model: nn.Module) -> list[Synchronised]:

@@ -1,10 +1,13 @@
 """How does a half-done trial go on, bit for bit? A checkpoint holds all that the next step depends on.
 
 Model, optimiser, schedule, random generators, position in the data order, trace. The initial weights are not in it:
-they follow from the seed. Written to a temporary file and renamed, so that a kill leaves the old one or the new one;
-read with `weights_only=True`, so that a checkpoint cannot run code. A file that cannot be read, or belongs to another
-trial, counts as none: the trial starts again. So does one whose optimiser or schedule holds what cannot be written
-that way (a function, say): it has no checkpoints, and its result is the same.
+they follow from the seed. What every rank has of its own is in it by rank: its generators, its model's buffers (batch
+norm's statistics of its part of every batch, say), and its pieces of a sharded model.
+
+Written to a temporary file and renamed, so that a kill leaves the old one or the new one; read with
+`weights_only=True`, so that a checkpoint cannot run code. A file that cannot be read, or belongs to another trial,
+counts as none: the trial starts again. So does one whose optimiser or schedule holds what cannot be written that way
+(a function, say): it has no checkpoints, and its result is the same.
 """
 
 from __future__ import annotations
@@ -57,19 +60,20 @@ class Checkpoint:
         self, spec: TrialSpec, position: Position, parts: dict[str, Any], replicas: Replicas | None = None
     ) -> None:
         """Write everything; `parts` are named objects with a `state_dict`. With replicas all call it, rank 0 writes."""
-        pieces = None
-        if replicas is not None and root_of(parts["model"]) is not None:
-            pieces = replicas.at_lead(packed(_held(position, parts)))
-        streams = [rng_state()] if replicas is None else replicas.at_lead(rng_state())
-        if streams is None:
+        own = {"rng": rng_state(_device(parts)), "buffers": _buffers(parts)}
+        shared = _held(position, parts)
+        if root_of(parts["model"]) is not None:
+            own, shared = own | shared, {}
+        of_each = [own] if replicas is None else replicas.at_lead(packed(own))
+        if of_each is None:
             return
         state = {
             "key": spec.key(),
             "position": [position.step, position.examples, position.epoch, position.batch],
             "trace": json.dumps(to_plain(position.trace)),
-            "rng": streams,
+            "own": of_each,
         }
-        state |= _held(position, parts) if pieces is None else {"pieces": pieces}
+        state |= shared
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,25 +93,24 @@ class Checkpoint:
     def load(self, spec: TrialSpec, parts: dict[str, Any], replicas: Replicas | None = None) -> Position | None:
         """Restore `parts` and the generators; None where there is no usable checkpoint of this trial.
 
-        With replicas all call it: rank 0 reads, and the others get what it read.
+        With replicas all call it: rank 0 reads, and the others get what it read, each with what is its own.
         """
         state = self._read(spec) if replicas is None or replicas.leads else None
         root = root_of(parts.get("model"))
-        if state is not None and ("pieces" in state) != (root is not None):
+        if state is not None and ("parts" in state) != (root is None):
             state = None
-        pieces = state.pop("pieces", None) if state is not None else None
+        of_each = state.pop("own") if state is not None else []
         if replicas is not None:
             state = replicas.from_lead(state)
         if state is None:
             return None
-        if replicas is not None and root is not None:
-            state |= unpacked(replicas.to_each(pieces), root)
+        state |= unpacked(of_each[0] if replicas is None else replicas.to_each(of_each), root)
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         for name, saved in state["buffers"].items():
             for key, buffer in _buffers(parts)[name].items():
                 buffer.copy_(saved[key])
-        set_rng_state(state["rng"][replicas.rank if replicas is not None else 0])
+        set_rng_state(state["rng"], _device(parts))
         step, examples, epoch, batch = state["position"]
         trace = [from_plain(Evaluation, line) for line in json.loads(state["trace"])]
         return Position(step, examples, epoch, batch, trace, state["best_state"])
@@ -120,7 +123,7 @@ class Checkpoint:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception:  # a damaged file can make the unpickler fail in any way
             return None
-        usable = isinstance(state, dict) and state.get("key") == spec.key() and isinstance(state.get("rng"), list)
+        usable = isinstance(state, dict) and state.get("key") == spec.key() and isinstance(state.get("own"), list)
         return state if usable else None
 
     def remove(self) -> None:
@@ -135,8 +138,12 @@ def _held(position: Position, parts: dict[str, Any]) -> dict[str, Any]:
     return {
         "best_state": position.best_state,
         "parts": {name: _plain(part.state_dict()) for name, part in parts.items()},
-        "buffers": _buffers(parts),
     }
+
+
+def _device(parts: dict[str, Any]) -> torch.device:
+    """What the model is trained on."""
+    return next(parts["model"].parameters()).device
 
 
 def _buffers(parts: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:

@@ -18,8 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
+import ipaddress
 import os
-from collections.abc import Callable, Collection
+import socket
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +39,8 @@ from batchscope.records import Engine
 from batchscope.task import Batch, Task
 
 PATIENCE = timedelta(minutes=30)  # that a rank waits for another; whoever started the ranks watches them (`sweep`)
+HERE = "127.0.0.1"  # where ranks of one machine meet
+INTERFACE, LOOPBACK = "GLOO_SOCKET_IFNAME", "lo"  # gloo's variable; Linux's name for the loopback
 LossOf = Callable[[nn.Module, Batch], torch.Tensor]
 
 
@@ -46,9 +51,10 @@ class Replicas:
     rank: int
     size: int
     device: torch.device
-    done: int = 0  # backward passes: what tells a rank that goes on from one that stands still
+    done: int = 0  # batches, passes, chunks evaluated: tells a rank that goes on from one that stands still
     group: dist.ProcessGroup | None = None  # of the ranks that train together; None: all
     averages: bool = True  # gradients; not, where steps are timed without it
+    waiting: bool = False  # for the others, in a call below: NCCL's wait may look like work
 
     @property
     def leads(self) -> bool:
@@ -59,28 +65,53 @@ class Replicas:
         """Which of the examples of a global batch are this rank's; none where there are more ranks than examples."""
         return slice(self.rank * examples // self.size, (self.rank + 1) * examples // self.size)
 
+    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; each counts as done."""
+        for batch in batches:
+            self.done += 1
+            yield batch
+
+    @contextlib.contextmanager
+    def _waits(self) -> Generator[None]:
+        """Inside, this rank waits for the others."""
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
+
+    def settle(self) -> None:
+        """Wait until what is queued on the device has run, and with it the others' part of it."""
+        if self.device.type == "cuda":
+            with self._waits():
+                torch.cuda.synchronize(self.device)
+
     def total(self, units: int) -> int:
         """The units of all ranks' parts."""
         counted = torch.tensor(units, dtype=torch.int64, device=self.device)
-        dist.all_reduce(counted, group=self.group)
-        return int(counted)
+        with self._waits():
+            dist.all_reduce(counted, group=self.group)
+            return int(counted)
 
     def from_lead(self, value: Any) -> Any:
         """What rank 0 hands in, on every rank."""
         held = [value]
-        dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
+        with self._waits():
+            dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
         return held[0]
 
     def at_lead(self, value: Any) -> list[Any] | None:
         """What every rank hands in, by rank; None but on rank 0."""
         held: list[Any] | None = [None] * self.size if self.leads else None
-        dist.gather_object(value, held, dst=0)
+        with self._waits():
+            dist.gather_object(value, held, dst=0)
         return held
 
     def to_each(self, values: list[Any] | None) -> Any:
         """On every rank its own of the values that rank 0 hands in, by rank."""
         held: list[Any] = [None]
-        dist.scatter_object_list(held, values if self.leads else None, src=0)
+        with self._waits():
+            dist.scatter_object_list(held, values if self.leads else None, src=0)
         return held[0]
 
 
@@ -108,15 +139,25 @@ def shared(model: nn.Module, loss_of: LossOf, replicas: Replicas, unused: Collec
         SharedLoss(model, loss_of, unused),
         device_ids=[replicas.device.index] if replicas.device.type == "cuda" else None,
         process_group=replicas.group,
-        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=bool(unused),
+        **buffers_apart(DistributedDataParallel),
     )
     # DDP lays out its buckets anew after a first pass: made here, so that a resumed trial adds up in the same order as
     # one that was not interrupted. From 3 replicas on, the order changes the rounding.
     together(None).backward()
     together.zero_grad()
     return together
+
+
+def buffers_apart(wrapper: Callable[..., Any]) -> dict[str, Any]:
+    """How this torch's DDP is told to leave every replica its own buffers as it trains.
+
+    torch 2.13 renamed the keyword. Its own copies those of rank 0 once, at the beginning, and the older one does not:
+    there they are equal as all replicas make the model from the same seed.
+    """
+    names = inspect.signature(wrapper).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
 def averaging(together: Callable[[Batch], torch.Tensor], now: bool) -> AbstractContextManager[Any]:
@@ -157,16 +198,55 @@ def engine_of_several(task: Task, engine: Engine) -> Engine:
 # --- meeting ---
 
 
-def listening(host: str = "127.0.0.1") -> dist.TCPStore:
-    """Where the ranks meet, at a port that the system chose (`.port`): a guessed one can be taken, and hangs."""
-    return dist.TCPStore(host, 0, None, True, wait_for_workers=False, timeout=PATIENCE)
+def is_loopback(host: str) -> bool:
+    """Whether a host is reached from its own machine only, by what it is called.
+
+    A machine's own name is not looked up: to the machine itself it may well stand for its loopback.
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listening(host: str = HERE) -> dist.TCPStore:
+    """Where the ranks meet, at a port that the system chose (`.port`): a guessed one can be taken, and hangs.
+
+    `host`: what this machine is reached at by all of them. A store of torch's own making listens on every interface;
+    for ranks of one machine it gets a socket that listens on the loopback alone.
+    """
+    if not is_loopback(host):
+        return dist.TCPStore(host, 0, None, True, wait_for_workers=False, timeout=PATIENCE)
+    bound = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = bound.getsockname()[1]
+    return dist.TCPStore(
+        host, port, None, True, wait_for_workers=False, timeout=PATIENCE, master_listen_fd=bound.detach()
+    )
+
+
+_set_for_a_meeting: set[str] = set()  # variables, in this process
+
+
+def take_interface(host: str) -> None:
+    """Have gloo connect over the loopback where the ranks meet on this machine, until `leave_interface`.
+
+    Elsewhere it takes the interface of the machine's own name; what the user has set holds everywhere.
+    """
+    leave_interface()
+    if is_loopback(host) and INTERFACE not in os.environ and Path("/sys/class/net", LOOPBACK).exists():
+        os.environ[INTERFACE] = LOOPBACK
+        _set_for_a_meeting.add(INTERFACE)
+
+
+def leave_interface() -> None:
+    """The variable as it was before the meeting."""
+    while _set_for_a_meeting:
+        os.environ.pop(_set_for_a_meeting.pop(), None)
 
 
 def met(rank: int, size: int, device: torch.device, store: dist.TCPStore | tuple[str, int]) -> Replicas:
     """Join the others at `store` (rank 0: what `listening` made; others: its host and port). Ends with `part_ways`."""
-    host = store[0] if isinstance(store, tuple) else store.host
-    if host in ("127.0.0.1", "localhost") and Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo takes the interface of the machine's own name
+    take_interface(store[0] if isinstance(store, tuple) else store.host)
     if isinstance(store, tuple):
         store = dist.TCPStore(store[0], store[1], None, False, wait_for_workers=False, timeout=PATIENCE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -178,3 +258,4 @@ def part_ways() -> None:
     """Leave the group: without it a process may abort at its end."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    leave_interface()

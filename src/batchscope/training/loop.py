@@ -23,6 +23,7 @@ from batchscope.records import Engine, Evaluation, Goal, StopRule, TrialResult, 
 from batchscope.task import Batch, Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
+from batchscope.training.connection import is_of_connection
 from batchscope.training.device import is_out_of_memory
 from batchscope.training.distributed import Replicas, refuse
 from batchscope.training.engine import PLAIN
@@ -83,7 +84,8 @@ def train(
             Rank 0 evaluates (all do where weights are sharded), writes the checkpoint and reports; the others get the
             same trace. Not with `watch`.
 
-    Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text.
+    Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text; a lost
+    connection to other replicas is no outcome, and is raised.
     """
     started = time.monotonic()
     position = Position()
@@ -95,6 +97,8 @@ def train(
     except BatchscopeError:
         raise
     except Exception as error:
+        if replicas is not None and is_of_connection(error):
+            raise
         ended_by, initial_norm, test = "failure", math.nan, None
         reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".split("\n")[0][:300]
     outcome = {"failure": "failed", "divergence": "diverged"}.get(ended_by, "not_reached")
@@ -180,6 +184,8 @@ class _Trial:
                 position.batch += 1
                 position.examples = examples
                 if before is not None:
+                    if self.replicas is not None:
+                        self.replicas.settle()
                     ended_by = self.look(norm_of_difference(weights, before), on_evaluation)
                     next_look = (examples // stop.cadence_examples + 1) * stop.cadence_examples
                     if ended_by is not None:
@@ -207,15 +213,19 @@ class _Trial:
 
     def evaluated(self, update_norm: float) -> Evaluation:
         """What is known here."""
-        precision = self.spec.arm.precision
         return Evaluation(
             step=self.position.step,
             examples=self.position.examples,
-            train=evaluate(self.task, self.model, self.evaluator.train, precision),
-            validation=evaluate(self.task, self.model, self.evaluator.valid, precision),
+            train=self.metrics(self.evaluator.train),
+            validation=self.metrics(self.evaluator.valid),
             distance=norm_of_difference(self.weights, self.initial),
             update_norm=update_norm,
         )
+
+    def metrics(self, batches: FixedBatches) -> dict[str, float]:
+        """Loss and metrics over these examples; with replicas every chunk is a sign that this one goes on."""
+        chunks = batches if self.replicas is None else self.replicas.counting(batches)
+        return evaluate(self.task, self.model, chunks, self.spec.arm.precision)
 
     def why_ended(self) -> str | None:
         """Why the trial ends at its last evaluation, if it does."""
@@ -226,7 +236,7 @@ class _Trial:
         if self.evaluator.test is None or self.position.best_state is None:
             return None
         self.model.load_state_dict(self.position.best_state)
-        return evaluate(self.task, self.model, self.evaluator.test, self.spec.arm.precision)
+        return self.metrics(self.evaluator.test)
 
 
 def steps_within(examples: int, train_size: int, batch_size: int) -> int:

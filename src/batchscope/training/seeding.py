@@ -52,23 +52,27 @@ def permutation(seed: int, epoch: int, size: int) -> torch.Tensor:
     return torch.randperm(size, generator=generator)
 
 
-def rng_state() -> dict[str, Any]:
-    """The global generators' states as tensors, numbers and strings, which `torch.load(weights_only=True)` reads."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The global generators' states as tensors, numbers and strings, which `torch.load(weights_only=True)` reads.
+
+    `device`: what is trained on. Of the cards it is the only one whose generator is drawn from, and the only one that
+    counts: it may have another number when the trial goes on.
+    """
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "card": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "python": [version, list(internal), gauss_next],
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
     }
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """The inverse of `rng_state`."""
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `rng_state`, for the device that is trained on now."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["card"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["card"], device)
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     kind, keys, position, has_gauss, gauss = state["numpy"]

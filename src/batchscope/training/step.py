@@ -22,7 +22,7 @@ import torch
 from batchscope.errors import CannotAnswer
 from batchscope.records import Engine
 from batchscope.task import Batch, Task
-from batchscope.training.batch_norm import norms_of, synchronised
+from batchscope.training.batch_norm import norms_of, refuse_torchs_own, synchronised
 from batchscope.training.batches import FixedBatches, examples_in, mapped, split, units_in
 from batchscope.training.distributed import LossOf, Replicas, averaging, shared
 from batchscope.training.engine import PLAIN, channels_innermost, compiled, prepared_model
@@ -49,11 +49,13 @@ def make_model(task: Task, device: torch.device, engine: Engine = PLAIN) -> torc
 def make_shared_model(task: Task, device: torch.device, engine: Engine, replicas: Replicas) -> torch.nn.Module:
     """The same for one of several replicas: batch norm synchronised, weights in pieces on the devices, as asked for.
 
-    Made before the optimiser, which then holds the pieces.
+    Made before the optimiser, which then holds the pieces. Raises CannotAnswer for layers that several cannot use.
     """
     model = make_model(task, torch.device("cpu") if task.shard else device, engine)
     if task.batch_norm == "synchronised":
         model = synchronised(model, device)
+    else:
+        refuse_torchs_own(task.name, model)
     return sharded(model, replicas) if task.shard else model
 
 
@@ -129,6 +131,7 @@ def make_shared_step(
     def step(part: Batch, whole: int) -> None:
         if root is not None and not replicas.averages:
             raise CannotAnswer(f"task {task.name!r}: expected whole weights to time a rank by itself, got shard=True")
+        replicas.done += 1  # it has its batch
         optimizer.zero_grad()
         pieces = passes.pieces(part, whole)
         units = [units_in(task, piece) if piece is not None else 0 for piece in pieces]

@@ -1,8 +1,8 @@
 """How does one job run on several devices? A worker process for each, started and ended together.
 
-A rank that dies, raises or stands still ends the job (a trial, or timing) on all: the others would wait for it for
-ever. What is said names the rank. Standing still: no rank has come further for `stall` seconds, and none of those that
-do not wait for the others has computed meanwhile. (A pass that computes for longer than that is not taken for it.)
+A rank that dies, raises or stands still (`watch.py`) ends the job (a trial, or timing) on all: the others would wait
+for it for ever. What is said names the rank. One that fails is not always the one to blame: where it lost its
+connection to the others, the end of another is waited for.
 
 Jobs that are not of several ranks run on the first worker alone. Workers are this machine's unless `hire` finds others.
 """
@@ -19,16 +19,17 @@ from typing import Any
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
 from batchscope.sweep.executors.local import LocalWorker
 from batchscope.sweep.executors.workers import CLOSE_SECONDS, Hearing, Said, Worker
-from batchscope.sweep.messages import Job, TaskReference
+from batchscope.sweep.messages import CONNECTION_LOST, Job, TaskReference
+from batchscope.sweep.watch import STALL_SECONDS, Watch
 
-STALL_SECONDS = 20.0  # a trial is to end within 30 s of a rank that hangs
-IDLE_SHARE = 0.05  # of a core: below it a rank does not compute (a guess)
 POLL_SECONDS = 0.5
-DEATH_SECONDS = 1.0  # within which a process's death is known (a guess)
+DEATH_SECONDS = 1.0  # within which a process's death is known on this machine (a guess)
+
+Bad = Done | Refused  # an end of a rank that is the job's
 
 
 class _Tagged:
-    """A worker's way to the events of all: with its rank."""
+    """A worker's way to the events of all: with its rank. Of a group that is no more, they go nowhere."""
 
     def __init__(self, rank: int, events: queue.Queue[tuple[int, Event | Said]]) -> None:
         self.rank, self.events = rank, events
@@ -43,10 +44,10 @@ class _Trial:
     """The trial that runs on all ranks."""
 
     job: Job
+    watch: Watch
     results: dict[int, Any] = dataclasses.field(default_factory=dict)
-    beats: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    still: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)  # the beats when it last came further
-    since: float = 0.0
+    bad: tuple[int, Bad] | None = None  # how a rank failed: the end, unless it turns out by `due` that another died
+    due: float = 0.0
 
 
 class GroupExecutor(Executor):
@@ -60,8 +61,10 @@ class GroupExecutor(Executor):
         ranks: int,
         stall: float = STALL_SECONDS,
         hire: Callable[[Hearing], Worker] = LocalWorker,
+        death: float = DEATH_SECONDS,
     ) -> None:
-        self.ranks, self.stall, self._task, self._hire_one = ranks, stall, task, hire
+        """`death`: seconds within which the loss of a worker is known."""
+        self.ranks, self.stall, self.death, self._task, self._hire_one = ranks, stall, death, task, hire
         self._events: queue.Queue[tuple[int, Event | Said]] = queue.Queue()
         self._workers: list[Worker] = []
         self._trial: _Trial | None = None
@@ -85,8 +88,8 @@ class GroupExecutor(Executor):
         several = job.together
         self._hire(self.ranks if several else 1)
         if several:
-            self._trial = _Trial(job)
-            self._give(0, {"rank": 0, "ranks": self.ranks})
+            self._trial = _Trial(job, Watch(self.ranks, self.stall))
+            self._give(0, {"rank": 0, "ranks": self.ranks, "host": self._workers[0].host})
         else:
             self._alone = job.id
             self._workers[0].give(job)
@@ -105,6 +108,7 @@ class GroupExecutor(Executor):
     def _give(self, rank: int, details: dict[str, Any]) -> None:
         if self._trial is not None:
             job = self._trial.job
+            self._trial.watch.began(rank)
             self._workers[rank].give(dataclasses.replace(job, details=job.details | details))
 
     def events(self, timeout: float) -> list[Event]:
@@ -115,7 +119,7 @@ class GroupExecutor(Executor):
             left = max(0.0, deadline - time.monotonic())
             with contextlib.suppress(queue.Empty):
                 found += self._heard(*self._events.get(timeout=min(left, POLL_SECONDS)))
-            found += self._stalled()
+            found += self._overdue()
             if found or left == 0.0:
                 return found
 
@@ -142,55 +146,48 @@ class GroupExecutor(Executor):
                 meet = [self._workers[rank].host, event.content["port"]]
                 self._give(other, {"rank": other, "ranks": self.ranks, "meet": meet})
         elif event.kind == "beat":
-            before = trial.still.get(rank)
-            trial.beats[rank] = event.content
-            if before is None or event.content["done"] != before["done"]:
-                trial.still, trial.since = dict(trial.beats), time.monotonic()
+            trial.watch.beat(rank, event.content)
 
-    def _ended(self, rank: int, event: Done | Died | Refused, trial: _Trial) -> list[Event]:
+    def _ended(self, rank: int, event: Bad | Died, trial: _Trial) -> list[Event]:
+        trial.watch.ended(rank)
         if isinstance(event, Done) and event.result.get("outcome") != "failed":
             trial.results[rank] = event.result
             if len(trial.results) < self.ranks:
                 return []
             self._trial = None
             return [Done(event.job, trial.results[0])]
-        if isinstance(event, Done):
-            rank, event = self._death(trial) or (rank, event)
+        if isinstance(event, Died):
+            return self._end(rank, event)
+        if trial.bad is None or (_lost(trial.bad[1]) and not _lost(event)):
+            trial.bad = rank, event
+            trial.due = time.monotonic() + (self.death if _lost(event) else DEATH_SECONDS)
+        return []
+
+    def _end(self, rank: int, event: Bad | Died) -> list[Event]:
+        """End the job on all, as it ended on this rank."""
         who = f"rank {rank} of {self.ranks}"
         self._disband()
         if isinstance(event, Done):
             return [Done(event.job, event.result | {"reason": f"{who}: {event.result['reason']}"})]
         if isinstance(event, Died):
             return [Died(event.job, f"{who}: {event.reason}")]
+        if _lost(event):
+            return [Died(event.job, f"{who} lost its connection to the others: {event.sentence}")]
         return [Refused(event.job, event.error, f"{who}: {event.sentence}")]
 
-    def _death(self, trial: _Trial) -> tuple[int, Died] | None:
-        """A rank whose death is the reason why another failed: that one may hear of it before we do."""
-        deadline = time.monotonic() + DEATH_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                rank, event = self._events.get(timeout=left)
-                if isinstance(event, Died) and event.job == trial.job.id:
-                    return rank, event
-        return None
-
-    def _stalled(self) -> list[Event]:
-        """The end of a trial that no rank takes any further."""
+    def _overdue(self) -> list[Event]:
+        """The end of a job in which a rank failed a while ago, or that no rank takes any further."""
         trial = self._trial
-        if trial is None or len(trial.beats) < self.ranks or len(trial.results) > 0:
+        if trial is None:
             return []
-        waited = time.monotonic() - trial.since
-        if waited < self.stall:
+        if trial.bad is not None:
+            return self._end(*trial.bad) if time.monotonic() >= trial.due else []
+        if not all(self._workers[rank].placed for rank in trial.watch.beats):
+            trial.watch.went_on()
+        if not (reason := trial.watch.verdict()):
             return []
-        standing = [r for r, beat in trial.beats.items() if not beat["waits"]]
-        computed = [trial.beats[r]["cpu"] - trial.still[r]["cpu"] for r in standing if r in trial.still]
-        if any(seconds > IDLE_SHARE * waited for seconds in computed):
-            return []
-        least = min(beat["done"] for beat in trial.beats.values())
-        blamed = standing or [r for r, beat in trial.beats.items() if beat["done"] == least]
-        told = "; ".join(f"rank {r} of {self.ranks} at {trial.beats[r]['at']}" for r in blamed)
         self._disband()
-        return [Died(trial.job.id, f"no rank came further for {waited:.0f} s: {told}")]
+        return [Died(trial.job.id, reason)]
 
     @property
     def processes(self) -> list[int]:
@@ -211,8 +208,13 @@ class GroupExecutor(Executor):
             worker.kill()
         for worker in self._workers:
             worker.wait(CLOSE_SECONDS)
-        self._workers = []
+        self._workers, self._events = [], queue.Queue()
 
     def close(self) -> None:
         """Nothing of it runs any more."""
         self._disband()
+
+
+def _lost(event: Bad) -> bool:
+    """Whether a rank's end is due to another's, or to the network."""
+    return isinstance(event, Refused) and event.error == CONNECTION_LOST

@@ -20,13 +20,15 @@ import torch
 from batchscope.errors import CannotAnswer
 from batchscope.sweep.control import BEAT_SECONDS, JOIN_SECONDS, POLL_SECONDS, Control
 from batchscope.sweep.executors.base import Died, Done, Event, Line, Refused
-from batchscope.sweep.executors.group import STALL_SECONDS, GroupExecutor
+from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.executors.local import LocalWorker
 from batchscope.sweep.executors.workers import CLOSE_SECONDS, Hearing, Said, Worker
 from batchscope.sweep.launch import Launch
 from batchscope.sweep.messages import Job, TaskReference
+from batchscope.sweep.watch import STALL_SECONDS
 
 LOST_SECONDS = 10.0  # without a beat a launched process is gone: it does nothing but pass messages on
+LOST_MARGIN = 5.0  # for rank 0 to find that out (a guess)
 END_SECONDS = 5.0  # for the others to hear of the end
 EVENTS = {kind.__name__: kind for kind in (Line, Said, Done, Died, Refused)}
 
@@ -36,7 +38,7 @@ class LaunchedExecutor(GroupExecutor):
 
     def __init__(self, control: Control, stall: float = STALL_SECONDS) -> None:
         self.control = control
-        super().__init__(None, control.launch.size, stall, self._at)
+        super().__init__(None, control.launch.size, stall, self._at, LOST_SECONDS + LOST_MARGIN)
 
     def start(self, job: Job) -> None:
         """See the base; CannotAnswer where a launched process is gone: no other can take its place."""
@@ -139,6 +141,11 @@ class FarWorker:
         if not isinstance(event, (Line, Said)):
             self.job = None
         self._events.put(event)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the launched process has been heard of: `_listen` has its own patience until then."""
+        return self._rank in self._control.present
 
     @property
     def alive(self) -> bool:

@@ -36,7 +36,7 @@ def environment_of_workers() -> dict[str, str]:
 class LocalWorker:
     """One process, at most one job. See `workers.Worker`."""
 
-    host = "127.0.0.1"
+    host, placed = "127.0.0.1", True
 
     def __init__(self, events: Hearing) -> None:
         self.job: str | None = None

@@ -18,14 +18,16 @@ from batchscope.errors import CannotAnswer
 from batchscope.records import Conditions
 from batchscope.sweep.executors.base import Died, Event, Executor, Line
 from batchscope.sweep.executors.cluster import LOCAL, Cluster
-from batchscope.sweep.executors.group import STALL_SECONDS, GroupExecutor
+from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.executors.seat import Seat, carried
 from batchscope.sweep.executors.workers import Hearing, Said
 from batchscope.sweep.messages import Job, TaskReference
+from batchscope.sweep.watch import STALL_SECONDS
 
 NEWS_SECONDS = 5.0  # that an actor waits for news before it answers with none
 POLL_SECONDS = 0.02
 NODE_SECONDS = 30.0  # within which an actor is there if a node has room (a guess)
+LOST_SECONDS = 25.0  # within which Ray knows that a node is lost: about five of its checks, 3 s apart (a guess)
 _IDENTIFIERS = ("class_name", "actor_id", "pid", "name", "namespace")  # Ray's, in what it says of a dead actor
 
 
@@ -81,6 +83,11 @@ class RayWorker:
         """End the actor; one that Ray has lost sight of too."""
         with contextlib.suppress(Exception):  # it is gone already, or the connection is
             self._cluster.ray.kill(self._seat)
+
+    @property
+    def placed(self) -> bool:
+        """Whether a node had room for its actor."""
+        return self.pid != 0
 
     @property
     def alive(self) -> bool:
@@ -173,7 +180,8 @@ class RayExecutor(Executor):
         def hire(events: Hearing) -> RayWorker:
             return RayWorker(events, self.cluster, threads)
 
-        crew = _Crew(GroupExecutor(self._task, devices, self.stall, hire), self._wanted, job, time.monotonic())
+        group = GroupExecutor(self._task, devices, self.stall, hire, LOST_SECONDS)
+        crew = _Crew(group, self._wanted, job, time.monotonic())
         self._crews.append(crew)
         return crew
 

@@ -7,6 +7,7 @@ driver. Whoever is imported here is imported by the actor: no torch.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import socket
@@ -61,7 +62,9 @@ class Seat:
         return self._host, self._worker.pid
 
     def give(self, job: Job) -> None:
-        """Pass a job in."""
+        """Pass a job in; as rank 0 the worker listens at this node's address."""
+        if job.details.get("rank") == 0:
+            job = dataclasses.replace(job, details=job.details | {"host": self._host})
         self._worker.give(job)
 
     def news(self, seconds: float) -> tuple[list[Event | Said], bool]:

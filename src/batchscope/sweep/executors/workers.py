@@ -48,12 +48,20 @@ class Worker(Protocol):
 
     @property
     def host(self) -> str:
-        """The address at which workers of the same group reach its machine; known once it has said anything."""
+        """The address at which workers of the same group reach its machine; known once it has said anything.
+
+        Where it is not known earlier, the worker adds it itself to a job in which it is rank 0 (`host`).
+        """
         ...
 
     @property
     def pid(self) -> int:
         """Its process on that machine; known once it has said anything."""
+        ...
+
+    @property
+    def placed(self) -> bool:
+        """Whether its machine has room for it: from then on it is expected to say something."""
         ...
 
     @property
