@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
@@ -20,6 +21,10 @@ from batchscope.training.sharding import sharded, units_of
 from batchscope.training.step import make_shared_model, make_shared_step
 from ranks import on_ranks
 from toys import CPU, SIZE, examples, mlp_with_state, toy
+
+pytestmark = pytest.mark.skipif(
+    "BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="half a minute of two processes: make test-frameworks"
+)
 
 RANKS = 2
 LAST = 9  # leaves a last batch of one example, so that a rank has none
