@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from scipy import stats
 
 from batchscope.analysis.scaling import Predictor
+from batchscope.analysis.step_time import inverse, scaled
 from batchscope.analysis.table import law_of
 from batchscope.analysis.table import rows_of as study_rows
 from batchscope.analysis.target import effective_batch_size
@@ -91,7 +92,7 @@ def _beside(choice: DeviceChoice, one: DeviceChoice) -> DeviceChoice:
     return dataclasses.replace(
         choice,
         speedup=_speedup(one, choice),
-        device_seconds=_times(choice.seconds_to_goal, choice.devices),
+        device_seconds=scaled(choice.seconds_to_goal, choice.devices),
     )
 
 
@@ -101,17 +102,7 @@ def _speedup(one: DeviceChoice, several: DeviceChoice) -> Measured:
         return Measured(1.0, 1.0, 1.0, one.seconds_to_goal.n, 0, "exact: this is the one device")
     same = one.batch_size == several.batch_size
     a, b = (one.seconds_per_step, several.seconds_per_step) if same else (one.seconds_to_goal, several.seconds_to_goal)
-    return product(a, _inverse(b))
-
-
-def _inverse(m: Measured) -> Measured:
-    low, high = (None if end is None or end <= 0 else 1.0 / end for end in (m.high, m.low))
-    return dataclasses.replace(m, estimate=None if not m.estimate else 1.0 / m.estimate, low=low, high=high)
-
-
-def _times(m: Measured, factor: float) -> Measured:
-    ends = {k: None if (v := getattr(m, k)) is None else v * factor for k in ("estimate", "low", "high")}
-    return dataclasses.replace(m, **ends)
+    return product(a, inverse(b, 1.0))
 
 
 def most_useful(choices: Sequence[DeviceChoice]) -> int | None:

@@ -12,8 +12,9 @@ Bare all-reduces of several sizes are timed in the same rounds: they tell latenc
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -183,13 +184,7 @@ def time_scaling(
     """
     started = time.monotonic()
     together = Together(task, counts, everyone, conditions.precision, conditions.engine)
-    least = 2 if batch_norms(task.model().train()) else 1
-    places = [
-        (n, b)
-        for n in sorted(counts)
-        for b in batch_sizes
-        if b // n >= (least if n > 1 else 1) and (ceiling is None or -(-b // n) <= ceiling)
-    ]
+    places = _places(task, batch_sizes, counts, ceiling)
     several = [n for n in sorted(counts) if n > 1]
     gradient = everyone.from_lead(together.clocks[1].gradient_bytes if everyone.leads else None)
     sizes = _message_sizes(sum(gradient)) if messages else ()
@@ -218,15 +213,9 @@ def time_scaling(
             reduced[n, size].append(together.all_reduce(n, size, times[n, size]))
         if number + 1 >= LEAST_ROUNDS and together.slowest(time.monotonic() - started) > most_seconds:
             break
-    passes = []
-    for n in sorted(counts):
-        timings = tuple(taken[m, b].timing(b, steps[m, b]) for m, b in places if m == n)
-        drift = drift_of([t.reference for t in timings])
-        here = dataclasses.replace(conditions, world_size=n)
-        passes.append(TimingPass(task.batch_size, timings, here, drift))
     return everyone.from_lead(
         ScalingPass(
-            tuple(passes),
+            tuple(_pass(n, task.batch_size, taken, steps, conditions) for n in sorted(counts)),
             tuple(AllReduceTiming(n, size, tuple(seconds)) for (n, size), seconds in reduced.items()),
             sum(gradient),
             buckets_of(gradient),
@@ -245,6 +234,28 @@ class _Windows:
     def timing(self, batch_size: int, steps: int) -> StepTiming:
         phases = {"alone": tuple(self.alone)} if self.alone else {}
         return StepTiming(batch_size, steps, tuple(self.whole), tuple(self.reference), phases)
+
+
+def _places(
+    task: Task, batch_sizes: Sequence[int], counts: Sequence[int], ceiling: int | None
+) -> list[tuple[int, int]]:
+    """(devices, batch size) that can be trained at: every device has an example, two with batch norm, and room."""
+    least = 2 if batch_norms(task.model().train()) else 1
+    found = [(n, b) for n in sorted(counts) for b in batch_sizes if b // n >= (least if n > 1 else 1)]
+    return [(n, b) for n, b in found if ceiling is None or math.ceil(b / n) <= ceiling]
+
+
+def _pass(
+    devices: int,
+    reference: int,
+    taken: Mapping[tuple[int, int], _Windows],
+    steps: Mapping[tuple[int, int], int],
+    conditions: Conditions,
+) -> TimingPass:
+    """What was timed on so many devices."""
+    timings = tuple(windows.timing(b, steps[n, b]) for (n, b), windows in taken.items() if n == devices)
+    here = dataclasses.replace(conditions, world_size=devices)
+    return TimingPass(reference, timings, here, drift_of([t.reference for t in timings]))
 
 
 def buckets_of(parameter_bytes: Sequence[int]) -> tuple[int, ...]:

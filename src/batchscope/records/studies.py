@@ -59,7 +59,7 @@ class StudyData:
     notes: tuple[str, ...] = ()
     reference: tuple[TrialRecord, ...] = ()  # the reference run itself
     profile: ProfileData | None = None  # the newest of the same task under the same conditions
-    scaling: ScalingData | None = None  # the newest of the same task
+    scaling: ScalingData | None = None  # the newest of the same task on several devices
 
 
 @dataclass(frozen=True)

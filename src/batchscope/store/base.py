@@ -322,7 +322,7 @@ class Store(ABC):
 
         Before `set_reference`, the reference run is priced at the budget of one trial, not reached (design, section 2).
         `profile` is the newest of the same task fingerprint under the very conditions of the study, or None; `scaling`
-        the newest of the fingerprint under whatever conditions (it has device counts of its own).
+        the newest of the fingerprint on several devices, under whatever conditions (it has device counts of its own).
         """
         settings = self.study(study_id)
         examples, reached = self.reference(study_id) or (float(settings.budget_examples), False)
@@ -338,7 +338,7 @@ class Store(ABC):
             reference_reached=reached,
             notes=self.notes(study_id),
             profile=self.newest_profile(settings.fingerprint, settings.conditions),
-            scaling=next((data for _, data in self.scalings(settings.fingerprint)), None),
+            scaling=next((d for _, d in self.scalings(settings.fingerprint) if len(d.timing.passes) > 1), None),
         )
 
     @abstractmethod

@@ -61,7 +61,7 @@ class Synchronised(_BatchNorm):
 
     def over_all(self, input: torch.Tensor) -> torch.Tensor:
         """The normalised values of this replica's part, which may be empty."""
-        raise NotImplementedError
+        raise NotImplementedError("a subclass says how the statistics of all replicas are had on its device")
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.dim() < 2:

@@ -35,6 +35,7 @@ from batchscope.records import (
 )
 from batchscope.report.scaling_html import write_scaling
 from batchscope.report.scaling_words import worded
+from batchscope.report.words import list_of
 from batchscope.report.words import seconds as spelled
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
@@ -207,7 +208,7 @@ def _measured(store: Store, asked: Asked, hear: Listener, beat: Any) -> ScalingD
     started, task, question = time.monotonic(), asked.task, asked.question
     conditions = _conditions(store, asked)
     spent = {"examples": 0, "steps": 0}
-    hear("phase", {"roles": {f"timing on {_spelled(asked.here)} devices": 1}, "trials": 0})
+    hear("phase", {"roles": {f"timing on {list_of(asked.here)} devices": 1}, "trials": 0})
 
     def on_line(line: dict[str, Any]) -> None:
         for name in spent:
@@ -279,7 +280,7 @@ def price_scaling(task: Task | str, *, store: str | Path = "batchscope.db", **as
     seconds = START_SECONDS * max(counts) + min(ROUNDS * windows, MOST_SECONDS) + 2 * windows + messages
     predicted = [n for n in request.question.device_counts if n not in counts]
     powers = f"powers of two up to {request.question.largest:,}"
-    beyond = f"{_spelled(predicted)} and {powers}" if predicted else powers
+    beyond = f"{list_of(predicted)} and {powers}" if predicted else powers
     return {
         "task": request.task.name,
         "batch_sizes": list(sizes),
@@ -288,15 +289,9 @@ def price_scaling(task: Task | str, *, store: str | Path = "batchscope.db", **as
         "rounds": ROUNDS,
         "at_most": {"seconds": seconds, "bytes": SCALING_BYTES},
         "sentences": [
-            f"{request.task.name}: {len(sizes)} batch sizes ({sizes[0]} to {sizes[-1]}) on {_spelled(counts)} devices, "
+            f"{request.task.name}: {len(sizes)} batch sizes ({sizes[0]} to {sizes[-1]}) on {list_of(counts)} devices, "
             f"{ROUNDS} rounds, with the gradients averaged and without; {beyond} are predicted.",
             f"About {spelled(seconds)} at most, alone on the machine, and {SCALING_BYTES / 1e6:.2g} MB. Nothing is "
             "trained to a goal, so there is no price in reference runs.",
         ],
     }
-
-
-def _spelled(counts: Sequence[int]) -> str:
-    """1, 2 and 4."""
-    *most, last = map(str, counts)
-    return f"{', '.join(most)} and {last}" if most else last
