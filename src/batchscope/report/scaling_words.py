@@ -59,10 +59,11 @@ def lasting(m: Measured, named: str = "") -> str:
 
 
 def share_of(part: Measured, whole: Measured) -> Measured:
-    """A part of the median step, in percent, with the part's interval over that step."""
+    """A part of the median step, in percent, with the part's interval over that step, of which there is no more."""
     if not whole.estimate:
         return Measured(None, None, None, part.n, 0, "none: no step was timed")
-    return scaled(part, PERCENT / whole.estimate)
+    share = scaled(part, PERCENT / whole.estimate)
+    return share if share.high is None else dataclasses.replace(share, high=min(share.high, PERCENT))
 
 
 def largest_count(result: ScalingResult) -> int:
