@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from batchscope.training.in_step import InStep
 from batchscope.training.step import make_shared_model, make_shared_step
 from ranks import on_ranks
 from toys import CPU, SIZE, examples, mlp_with_state, sgd, toy
+
+pytestmark = pytest.mark.skipif(
+    "BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks"
+)
 
 RANKS = 3
 SIZES = (11, 7, 2)  # of batches: ragged parts, and a rank without any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from batchscope.verbs.study import _remember
 
 from .conftest import SMALL, Ask
 from .studies import Heard, data_of, hearing, kinds, records
+
+pytestmark = pytest.mark.skipif(
+    "BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks"
+)
 
 REFERENCE = f"{SMALL}:task"
 SIZES = (64,)  # the reference run is at 16
