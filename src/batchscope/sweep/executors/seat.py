@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import queue
 import socket
 import struct
 import sys
+from typing import Any
 
 from batchscope.sweep.executors.base import Event
 from batchscope.sweep.executors.local import LocalWorker
@@ -45,8 +47,7 @@ class Seat:
     """The actor. Its methods run on a few threads, as `news` waits."""
 
     def __init__(self, task: TaskReference, variables: dict[str, str]) -> None:
-        import ray
-
+        ray: Any = importlib.import_module("ray")  # an extra: whoever runs this has it
         self._host = ray.util.get_node_ip_address()
         for name in carried():
             del os.environ[name]
