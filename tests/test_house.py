@@ -82,13 +82,13 @@ def test_every_file_opens_with_its_question() -> None:
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
-CHECKED_WITHOUT = {"accelerate", "lightning", "pynvml", "ray", "transformers"}  # extras that `make check` does not install
+CHECKED_WITHOUT = {"accelerate", "lightning", "pynvml", "ray", "transformers"}  # `make check` does not install them
 
 
 def test_extras_are_imported_by_name() -> None:
     """An `import` statement of what is not installed fails the type check."""
     for path in SOURCE.rglob("*.py"):
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+        nodes = list(ast.walk(ast.parse(path.read_text())))
         names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
         names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
         assert not CHECKED_WITHOUT & {name.split(".")[0] for name in names}, f"{path}: importlib.import_module instead"
