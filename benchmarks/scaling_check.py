@@ -1,19 +1,21 @@
 """Is a step on 2 processes predicted for models that it was not fitted on? Fitted on one, checked on half and twice.
 
 `scale`'s model of step time is fitted on one network at 1 and 2 processes. For each other network only its steps on
-*one* process are given to it; its steps on 2 are predicted, and then measured. Passes are repeated in turn, so that all
-networks see the same machine; a prediction is of the pass before it.
+*one* process are given to it; its steps on 2 are predicted, and measured too. All networks take turns, a few seconds
+each, and the windows of a network's turns are put together: what the machine does meanwhile, it does to all of them.
 
     error = predicted / measured - 1, at each batch size: median over the repeats, with the least and the greatest
 
 Target: at most 15 % at every batch size of the networks with half and with twice the gradient bytes.
 
-    python benchmarks/scaling_check.py [--repeats 5] [--rounds 7] [--save] [--check]
+    python benchmarks/scaling_check.py [--repeats 3] [--turns 5] [--save] [--check]
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import statistics
 import sys
@@ -23,7 +25,8 @@ from typing import Any
 
 from batchscope.analysis.network import fit_network
 from batchscope.analysis.scaling import Predictor, fit_scaling
-from batchscope.records import Conditions, ScalingPass, from_plain
+from batchscope.measure.throughput import drift_of
+from batchscope.records import Conditions, ScalingPass, TimingPass, from_plain, to_plain
 from batchscope.sweep.executors.group import GroupExecutor
 from batchscope.sweep.jobs import Job, TaskReference, place
 from batchscope.task import load_task
@@ -37,13 +40,14 @@ CHECKED = ("half", "twice")
 BESIDE = ("cnn_half", "cnn_twice")  # another kind of network: reported, not part of the target
 TARGET = 0.15
 DEVICES = 2
+ROUNDS = 2  # of one turn
 
 
 def main() -> None:
     """Measure, predict, compare."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results/")
     parser.add_argument("--check", action="store_true", help="exit 1 where the target in the header is missed")
     arguments = parser.parse_args()
@@ -53,7 +57,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     try:
         for repeat in range(arguments.repeats):
-            found += one_repeat(executors, repeat, arguments.rounds)
+            found += one_repeat(executors, repeat, arguments.turns)
     finally:
         for executor in executors.values():
             executor.close()
@@ -73,21 +77,46 @@ def executor_for(name: str) -> GroupExecutor:
     return GroupExecutor(TaskReference.here(reference, fingerprint(load_task(reference))[0]), DEVICES)
 
 
-def timed(executor: GroupExecutor, rounds: int) -> ScalingPass:
-    """One pass over 1 and 2 processes."""
+def timed(executor: GroupExecutor) -> ScalingPass:
+    """One turn: a short pass over 1 and 2 processes."""
     details = {
         **place(Conditions(threads=1)),
         "devices": DEVICES,
         "counts": [1, DEVICES],
         "batch_sizes": list(SIZES),
-        "options": {"rounds": rounds},
+        "options": {"rounds": ROUNDS},
     }
     return from_plain(ScalingPass, call(executor, Job("scaling", "scaling", details)))
 
 
-def one_repeat(executors: dict[str, GroupExecutor], repeat: int, rounds: int) -> list[dict[str, Any]]:
-    """Fit on one, then predict and measure each of the others."""
-    timing = timed(executors["fitted"], rounds)
+def together(turns: Sequence[ScalingPass]) -> ScalingPass:
+    """One pass with the windows of all turns."""
+    passes = tuple(joined([turn.passes[i] for turn in turns]) for i in range(len(turns[0].passes)))
+    reduces = tuple(
+        dataclasses.replace(of_turns[0], seconds=sum((r.seconds for r in of_turns), ()))
+        for of_turns in zip(*(turn.all_reduces for turn in turns), strict=True)
+    )
+    return dataclasses.replace(turns[0], passes=passes, all_reduces=reduces)
+
+
+def joined(passes: Sequence[TimingPass]) -> TimingPass:
+    """The passes of one device count, window after window."""
+    timings = []
+    for of_turns in zip(*(p.timings for p in passes), strict=True):
+        phases = {name: sum((t.phases[name] for t in of_turns), ()) for name in of_turns[0].phases}
+        seconds = sum((t.seconds_per_step for t in of_turns), ())
+        reference = sum((t.reference for t in of_turns), ())
+        timings.append(dataclasses.replace(of_turns[0], seconds_per_step=seconds, reference=reference, phases=phases))
+    return dataclasses.replace(passes[0], timings=tuple(timings), drift=drift_of([t.reference for t in timings]))
+
+
+def one_repeat(executors: dict[str, GroupExecutor], repeat: int, turns: int) -> list[dict[str, Any]]:
+    """All networks in turns; then fit on one, and predict each of the others."""
+    taken: dict[str, list[ScalingPass]] = {name: [] for name in executors}
+    for turn in range(turns):
+        for name in executors if turn % 2 == 0 else reversed(executors):
+            taken[name].append(timed(executors[name]))
+    timing = together(taken["fitted"])
     predictor, network, fit = Predictor(timing), fit_network(timing.all_reduces), fit_scaling(timing)
     print(
         f"repeat {repeat}: {timing.gradient_bytes:,} bytes, latency {1e6 * (network.latency.estimate or 0):.0f} us, "
@@ -97,9 +126,12 @@ def one_repeat(executors: dict[str, GroupExecutor], repeat: int, rounds: int) ->
         f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
+    (Path(__file__).parent / ".work").mkdir(exist_ok=True)
+    kept = Path(__file__).parent / ".work" / f"scaling_check_{repeat}.json"
+    kept.write_text(json.dumps({name: to_plain(together(of)) for name, of in taken.items()}))
     rows = []
     for name in (*CHECKED, *BESIDE):
-        other = timed(executors[name], rounds)
+        other = together(taken[name])
         predicted, measured = predictor.of_another(other, other.buckets), Predictor(other)
         for size in SIZES:
             guess, seconds = predicted.predicted((DEVICES, size)), measured.known[DEVICES, size]

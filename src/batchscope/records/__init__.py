@@ -13,6 +13,8 @@ other part of Batchscope, so a store can be opened and a report drawn on a lapto
     branching.py   what a checkpoint says of larger batches
     scaling.py     steps and all-reduces on several devices
     scaled.py      what more devices buy: what `scale` answers
+    sharpness.py   how flat, and how far from the start, stored weights are
+    flatness.py    what `sharpness` answers
 
 Words (one each, see docs/design.md): a *trial* is one training run; an *arm* is the trials that share
 everything but the seed; batch sizes are global and in examples.
@@ -33,6 +35,7 @@ from batchscope.records.advice import (
     Unverified,
 )
 from batchscope.records.branching import Branch, BranchAnswer, BranchPoint
+from batchscope.records.flatness import DistanceRow, FlatnessRow, Growth, SharpnessResult
 from batchscope.records.hardware import (
     MEMORY_OUTCOMES,
     FlopCount,
@@ -80,6 +83,17 @@ from batchscope.records.scaling import (
     ScalingPass,
     ScalingQuestion,
 )
+from batchscope.records.sharpness import (
+    BoxSharpness,
+    Continued,
+    Density,
+    LayerDistance,
+    Line,
+    PointSharpness,
+    SharpnessData,
+    SharpnessQuestion,
+    Slice,
+)
 from batchscope.records.studies import (
     Claim,
     Effect,
@@ -123,23 +137,31 @@ __all__ = [
     "AdviceQuestion",
     "AllReduceTiming",
     "Arm",
+    "BoxSharpness",
     "Branch",
     "BranchAnswer",
     "BranchPoint",
     "Candidate",
     "Claim",
     "Conditions",
+    "Continued",
     "Curves",
+    "Density",
     "Deviations",
     "DeviceChoice",
+    "DistanceRow",
     "Effect",
     "Engine",
     "Evaluation",
+    "FlatnessRow",
     "FlopCount",
     "Goal",
     "GradientNorms",
+    "Growth",
     "LawFit",
+    "LayerDistance",
     "LearningRateCurve",
+    "Line",
     "Measured",
     "MemoryFit",
     "MemoryParts",
@@ -155,6 +177,7 @@ __all__ = [
     "NoiseRun",
     "NoiseScale",
     "ParetoPoint",
+    "PointSharpness",
     "Principle",
     "PrinciplePoint",
     "ProfileData",
@@ -167,6 +190,10 @@ __all__ = [
     "ScalingQuestion",
     "ScalingResult",
     "ScalingRow",
+    "SharpnessData",
+    "SharpnessQuestion",
+    "SharpnessResult",
+    "Slice",
     "Spent",
     "Split",
     "SplitTiming",

@@ -253,15 +253,21 @@ class FixedBatches:
     """
 
     def __init__(
-        self, task: Task, data: Data, indices: list[int] | None, device: torch.device, keep_bytes: int = 1 << 29
+        self,
+        task: Task,
+        data: Data,
+        indices: list[int] | None,
+        device: torch.device,
+        keep_bytes: int = 1 << 29,
+        chunk: int = EVALUATION_BATCH,
     ) -> None:
-        self.task, self.device, self.keep_bytes = task, device, keep_bytes
+        self.task, self.device, self.keep_bytes, self.chunk = task, device, keep_bytes, chunk
         self.size = len(indices) if indices is not None else data_size(data)
         self._kept: list[Batch] | None = None
         self._copies = True
         if isinstance(data, (tuple, list)):
             tensors = [t if indices is None else t[torch.as_tensor(indices, device=t.device)] for t in data]
-            chunks = zip(*[aligned(t.to(device)).split(EVALUATION_BATCH) for t in tensors], strict=True)
+            chunks = zip(*[aligned(t.to(device)).split(chunk) for t in tensors], strict=True)
             self._kept = list(chunks)
         else:
             self._batches = _SeededBatches(task, data, 0)
@@ -285,7 +291,7 @@ class FixedBatches:
         """The chunks, from memory or from the Dataset."""
         if self._kept is not None:
             return iter(self._kept)
-        keys = [(-1, self._indices[i : i + EVALUATION_BATCH]) for i in range(0, self.size, EVALUATION_BATCH)]
+        keys = [(-1, self._indices[i : i + self.chunk]) for i in range(0, self.size, self.chunk)]
         return _load(self._batches, keys, self.task, self.device)
 
 

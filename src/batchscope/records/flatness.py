@@ -1,0 +1,59 @@
+"""Do small batches end in flatter minima, farther from the start? Rows and claims, computed from a `SharpnessData`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchscope.records.sharpness import SharpnessData
+from batchscope.records.studies import Claim
+from batchscope.records.values import Measured
+
+
+@dataclass(frozen=True)
+class FlatnessRow:
+    """One batch size under a policy, over its seeds. `measures`: name of a measure -> its value."""
+
+    batch_size: int | None
+    policy: str
+    label: str  # what tables call it
+    learning_rate: float | None
+    seeds: int
+    measures: dict[str, Measured]
+
+
+@dataclass(frozen=True)
+class DistanceRow:
+    """Distance from the initial weights at equal epochs, equal steps and equal training loss, from the traces."""
+
+    batch_size: int
+    policy: str
+    equal: str  # "epochs", "steps" or "training loss"
+    at: float  # how many of them, or which loss
+    distance: Measured
+
+
+@dataclass(frozen=True)
+class Growth:
+    """|w_t - w_0| = a + b log(t), over the steps of a batch size's trials: b, and the share of variance explained."""
+
+    batch_size: int
+    policy: str
+    slope: Measured  # b: distance for each factor e of the steps
+    explained: float  # R^2 of the line in log(steps)
+    explained_by_power: float  # R^2 of log distance on log steps, for comparison
+    exponent: float  # of that power
+
+
+@dataclass(frozen=True)
+class SharpnessResult:
+    """What `bs.sharpness` returns, `--json` prints and the page draws."""
+
+    task: str
+    data: SharpnessData
+    rows: tuple[FlatnessRow, ...]
+    claims: tuple[Claim, ...]  # 10 by each measure of flatness, 6 by each of distance; by policy
+    distances: tuple[DistanceRow, ...]
+    growth: tuple[Growth, ...]
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    report: str | None = None
