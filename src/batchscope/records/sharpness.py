@@ -1,4 +1,4 @@
-"""How flat, and how far from the start, is what a trial found? Measured at stored weights: `PointSharpness` and pictures.
+"""How flat, and how far from the start, is what a trial found? Measured at stored weights: points, and pictures.
 
 Together `SharpnessData`, what the store keeps. What is computed from it is in `flatness.py`.
 """
