@@ -25,13 +25,12 @@ study: setup                 ## the main job on the embedded digits task
 test: setup-dev              ## every test, under ten minutes on two cores; a file's tests stay in one process
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-frameworks: setup-dev   ## what needs Lightning, Transformers, Accelerate or Ray, and what starts many processes
+test-frameworks: setup-dev   ## what needs Lightning, Transformers, Accelerate or Ray, what starts many processes, the examples
 	$(PIP) -e ".[dev,frameworks,ray]"
 	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest tests/sweep/test_cluster.py tests/sweep/test_ray.py tests/sweep/test_launched.py \
 		tests/sweep/test_kill_storm.py tests/training/test_sharding.py tests/training/test_batch_norm_on_ranks.py \
 		tests/verbs/test_study_on_devices.py
-	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py \
-		-k "integrations or every_example or step_meters or noise"
+	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py
 
 check: setup-dev             ## lint, format, types, import direction
 	$(BIN)/ruff check .

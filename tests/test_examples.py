@@ -36,12 +36,14 @@ NOISE = {  # the framework, the source, and the parts of a batch of 64: one task
 }
 DDP = "11_noise_ddp.py"
 BRANCHES = "12_branches.py"
+WHOLE = pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="whole examples: make test-frameworks")
 
 
 def test_every_example_is_run_here() -> None:
     assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, "02_notebook.py", *METERED, *NOISE, DDP, BRANCHES}
 
 
+@WHOLE
 @pytest.mark.parametrize("name", sorted(ASKED))
 def test_task_files(name: str, tmp_path: Path) -> None:
     command = [
@@ -61,6 +63,7 @@ def test_task_files(name: str, tmp_path: Path) -> None:
     assert all(row["reached"] > 0 for row in answer["rows"][:1])
 
 
+@WHOLE
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     result = runpy.run_path(str(EXAMPLES / "02_notebook.py"))["main"]()
@@ -69,6 +72,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "batch size 16" in capsys.readouterr().out
 
 
+@WHOLE
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's own
 @pytest.mark.filterwarnings("ignore:The .* does not have many workers")
 @pytest.mark.parametrize("name", sorted(METERED))
@@ -114,6 +118,7 @@ def exact_noise_scale(epochs: int = 12) -> float:
     return sum(traces) / sum(squares)
 
 
+@WHOLE
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's own
 @pytest.mark.filterwarnings("ignore:The .* does not have many workers")
 @pytest.mark.parametrize("name", sorted(NOISE))
@@ -134,7 +139,7 @@ def test_noise_monitors(name: str, capsys: pytest.CaptureFixture) -> None:
     assert "gradient noise scale: " in capsys.readouterr().out
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="three processes more: make test-frameworks")
+@WHOLE
 def test_noise_in_two_processes(tmp_path: Path) -> None:
     """Both ways of taking norms, in both processes, say the same."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EXAMPLES / DDP]
@@ -152,6 +157,7 @@ def test_noise_in_two_processes(tmp_path: Path) -> None:
     assert high > exact_noise_scale(epochs=8) / 1.2
 
 
+@WHOLE
 def test_branches(capsys: pytest.CaptureFixture) -> None:
     answer = runpy.run_path(str(EXAMPLES / BRANCHES))["main"]()
     assert answer.outcome in ("bracketed", "at_least", "below", "not_resolved")
