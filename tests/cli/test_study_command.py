@@ -117,6 +117,9 @@ def test_dry_run_says_what_would_run_and_runs_nothing(here: Here, tmp_path: Path
     plan = json.loads(here("study", str(SMALL), *ASKED, "--dry-run", "--json").out)
     assert plan["trials"] == {"held": 2, "tuning": 10, "tuned": 2}
     assert {"examples", "reference_runs", "seconds", "bytes"} == plan["at_most"].keys()
+    kept = here("study", str(SMALL), *ASKED, "--keep-weights", "--dry-run")
+    assert "The weights of 4 trials are kept" in kept.out
+    assert "are kept" not in ended.out
     assert not (tmp_path / "batchscope.db").exists()
 
 

@@ -31,6 +31,9 @@ def command(
         str | None, typer.Option(metavar="PATH", help="Where to write the HTML page [default: beside the store].")
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML page.")] = False,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Keep the weights of reported trials, for `batchscope sharpness`.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run and what it would cost.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="How often a running trial is saved.")] = 10.0,
     as_json: options.Json = False,
@@ -54,6 +57,7 @@ def command(
         "seed": seed,
         "budget": budget,
         "devices": devices,
+        "keep_weights": keep_weights,
     }
     if dry_run:
         with options.chatter_on_stderr():

@@ -6,6 +6,7 @@
     timing     seconds per step against batch size; `splits` the same with accumulation
     memory     bytes at one micro-batch size; asked of a fresh worker each time
     noise      follow one trial and measure its gradients
+    point, pictures, continued      of stored weights (`sweep/flatness_jobs.py`)
     facts      what a profile needs to know of the task: largest example, units, operations, free device memory
 
 The same functions serve worker processes and a notebook's own process, so that a trial is the same bits either way.
@@ -17,6 +18,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ from batchscope.measure.samples import largest_sample, units_per_example
 from batchscope.measure.scaling import time_scaling
 from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
 from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
+from batchscope.sweep.flatness_jobs import do_continued, do_pictures, do_point
 from batchscope.sweep.messages import CONNECTION_LOST, Job, TaskReference
 from batchscope.sweep.ranks import Pulse, leave_place, ranked, take_place
 from batchscope.task import Task, load_task
@@ -43,6 +47,9 @@ from batchscope.training.device import cores, pick_device, set_up
 from batchscope.training.distributed import Replicas, engine_of_several, part_ways
 from batchscope.training.fingerprint import fingerprint
 from batchscope.training.loop import Evaluator, train
+from batchscope.training.weights import KeptWeights, Weights, save_weights
+
+FLATNESS = {"point": do_point, "pictures": do_pictures, "continued": do_continued}
 
 
 def warm_up() -> None:
@@ -66,8 +73,12 @@ def trial_job(
     seconds: float,
     engine: Engine | None = None,
     watch: bool = False,
+    keep: dict[str, Any] | None = None,
 ) -> Job:
-    """Train one trial, from its checkpoint where there is one; with `watch`, measure its gradient noise beside it."""
+    """Train one trial, from its checkpoint where there is one; with `watch`, measure its gradient noise beside it.
+
+    `keep`: where its weights are written, and whose they are (`Keeping.order`).
+    """
     details = {
         "spec": to_plain(spec),
         "goal": to_plain(goal),
@@ -77,8 +88,15 @@ def trial_job(
         "checkpoint_seconds": seconds,
         "engine": to_plain(engine or Engine()),
         "watch": watch,
+        "keep": keep,
     }
     return Job(trial_id, "trial", details)
+
+
+def _keeper(spec: TrialSpec, path: str, fingerprint: str, task: dict[str, Any] | None) -> Callable[[Weights], None]:
+    """What writes a trial's weights."""
+    whose: dict[str, Any] = {"spec": spec, "fingerprint": fingerprint, "task": task}
+    return lambda weights: save_weights(Path(path), KeptWeights(**vars(weights), **whose))
 
 
 def refusal(job: Job, error: Exception) -> dict[str, str]:
@@ -129,6 +147,7 @@ class Workbench:
             "memory": self._memory,
             "noise": self._noise,
             "facts": self._facts,
+            **{name: partial(self._flatness, do) for name, do in FLATNESS.items()},
         }
         together = {"trial": self._trial, "scaling": self._scaling}
         if "rank" in job.details and pulse is not None:
@@ -167,6 +186,7 @@ class Workbench:
             engine=conditions.engine,
             watch=beside,
             replicas=replicas,
+            keep=_keeper(spec, **details["keep"]) if details["keep"] is not None else None,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -231,6 +251,12 @@ class Workbench:
             tell=on_line,
         )
         return to_plain(followed)
+
+    def _flatness(
+        self, do: Callable[..., Any], details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]
+    ) -> Any:
+        self._set_up(details)
+        return do(self.task, self.device, details, on_line)
 
     def _facts(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
         conditions = self._set_up(details)

@@ -12,6 +12,7 @@ counts as none: the trial starts again. So does one whose optimiser or schedule 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -74,28 +75,19 @@ class Checkpoint:
             "own": of_each,
         }
         state |= shared
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, temporary)
-            os.replace(temporary, self.path)
-        except (AttributeError, TypeError, pickle.PicklingError):  # pickle's three ways to say that it cannot
-            temporary.unlink(missing_ok=True)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            temporary.unlink(missing_ok=True)
-            if is_out_of_memory(error):
-                raise
-            raise StoreError(
-                f"expected to write a checkpoint at {self.path}, got {error}: free some space; finished trials are safe"
-            ) from error
+        with contextlib.suppress(AttributeError, TypeError, pickle.PicklingError):  # pickle's ways to say no
+            write_state(self.path, state, "a checkpoint")
         self._written = time.monotonic()
 
-    def load(self, spec: TrialSpec, parts: dict[str, Any], replicas: Replicas | None = None) -> Position | None:
+    def load(
+        self, spec: TrialSpec, parts: dict[str, Any], replicas: Replicas | None = None, best: bool = False
+    ) -> Position | None:
         """Restore `parts` and the generators; None where there is no usable checkpoint of this trial.
 
-        With replicas all call it: rank 0 reads, and the others get what it read, each with what is its own.
+        With replicas all call it: rank 0 reads, and the others get what it read, each with what is its own. `best`: one
+        that was written without the weights at the lowest validation loss is of no use.
         """
-        state = self._read(spec) if replicas is None or replicas.leads else None
+        state = self._read(spec, best) if replicas is None or replicas.leads else None
         root = root_of(parts.get("model"))
         if state is not None and ("parts" in state) != (root is None):
             state = None
@@ -115,7 +107,7 @@ class Checkpoint:
         trace = [from_plain(Evaluation, line) for line in json.loads(state["trace"])]
         return Position(step, examples, epoch, batch, trace, state["best_state"])
 
-    def _read(self, spec: TrialSpec) -> dict[str, Any] | None:
+    def _read(self, spec: TrialSpec, best: bool) -> dict[str, Any] | None:
         """The file's content; None where there is none that can be used."""
         if not self.path.exists():
             return None
@@ -124,7 +116,9 @@ class Checkpoint:
         except Exception:  # a damaged file can make the unpickler fail in any way
             return None
         usable = isinstance(state, dict) and state.get("key") == spec.key() and isinstance(state.get("own"), list)
-        return state if usable else None
+        if not usable or (best and all(held.get("best_state") is None for held in (state, *state["own"]))):
+            return None
+        return state
 
     def remove(self) -> None:
         """Delete the file, and what a kill left of unfinished ones: the trial is finished and stored."""
@@ -133,11 +127,30 @@ class Checkpoint:
             leftover.unlink(missing_ok=True)
 
 
+def write_state(path: Path, state: Any, what: str) -> None:
+    """`torch.save` to a temporary file, which takes the place of `path` once it is whole.
+
+    Raises StoreError where the medium fails (full, say), and whatever pickle raises where a state cannot be written.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)) or is_out_of_memory(error):
+            raise
+        raise StoreError(  # torch reports a full disk as RuntimeError
+            f"expected to write {what} at {path}, got {error}: free some space; finished trials are safe"
+        ) from error
+
+
 def _held(position: Position, parts: dict[str, Any]) -> dict[str, Any]:
     """What of a checkpoint holds the model and its optimiser; of a sharded model, this rank's pieces."""
     return {
         "best_state": position.best_state,
-        "parts": {name: _plain(part.state_dict()) for name, part in parts.items()},
+        "parts": {name: plain(part.state_dict()) for name, part in parts.items()},
     }
 
 
@@ -152,12 +165,12 @@ def _buffers(parts: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
     return {name: dict(module.named_buffers()) for name, module in modules.items()}
 
 
-def _plain(state: Any) -> Any:
+def plain(state: Any) -> Any:
     """A state with numpy's numbers as Python's of the same value (a schedule that calls numpy leaves them there)."""
     if isinstance(state, np.generic):
         return state.item()
     if type(state) is dict:
-        return {key: _plain(value) for key, value in state.items()}
+        return {key: plain(value) for key, value in state.items()}
     if type(state) in (list, tuple):
-        return type(state)(_plain(value) for value in state)
+        return type(state)(plain(value) for value in state)
     return state

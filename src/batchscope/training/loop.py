@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from batchscope.training.step import (
     make_shared_step,
     make_step,
 )
+from batchscope.training.weights import Snapshot, Weights, on_host
 
 Crossed = Callable[[Sequence[Evaluation], Goal], bool]
 Watch = Callable[[torch.nn.Module, torch.optim.Optimizer], Callable[[Batch], None]]
@@ -70,6 +71,8 @@ def train(
     engine: Engine = PLAIN,
     watch: Watch | None = None,
     replicas: Replicas | None = None,
+    start: Mapping[str, Any] | None = None,
+    keep: Callable[[Weights], None] | None = None,
 ) -> TrialResult:
     """Train one trial to its end, from its checkpoint where there is one.
 
@@ -83,6 +86,10 @@ def train(
         replicas: this process among those that train the trial together; all of them call this, with the same spec.
             Rank 0 evaluates (all do where weights are sharded), writes the checkpoint and reports; the others get the
             same trace. Not with `watch`.
+        start: the `state_dict` that the model begins with; None: as the task makes it from the seed. Distances are
+            from where it begins.
+        keep: called with the weights of a trial that did not fail, once it has ended; on rank 0 only. Not with weights
+            that are sharded. It changes no bit of the trial.
 
     Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text; a lost
     connection to other replicas is no outcome, and is raised.
@@ -91,9 +98,13 @@ def train(
     position = Position()
     try:
         evaluator = evaluator or Evaluator(task, device)
-        trial = _Trial(task, spec, position, device, evaluator, engine, crossed, watch, replicas)
+        keeps = keep is not None
+        trial = _Trial(task, spec, position, device, evaluator, engine, crossed, watch, replicas, start, keeps)
         ended_by = trial.run(checkpoint, on_evaluation)
+        found = trial.found() if keeps and trial.leads else None
         initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
+        if keep is not None and found is not None:
+            keep(found)
     except BatchscopeError:
         raise
     except Exception as error:
@@ -132,9 +143,12 @@ class _Trial:
         crossed: Crossed | None,
         watch: Watch | None = None,
         replicas: Replicas | None = None,
+        start: Mapping[str, Any] | None = None,
+        keeps: bool = False,
     ) -> None:
         self.task, self.spec, self.position, self.evaluator, self.crossed = task, spec, position, evaluator, crossed
-        self.replicas, arm = replicas, spec.arm
+        self.replicas, self.leads, arm = replicas, replicas is None or replicas.leads, spec.arm
+        self.keeps_best = keeps or evaluator.test is not None
         if replicas is not None:
             refuse(task, min(arm.batch_size, task.train_size), replicas.size, engine, watch is not None)
         seed_everything(spec.seed)
@@ -142,7 +156,10 @@ class _Trial:
             self.model = make_model(task, device, engine)
         else:
             self.model = make_shared_model(task, device, engine, replicas)
-        self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        if start is not None:
+            self.model.load_state_dict(start)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.names, self.weights = list(trained), list(trained.values())
         self.initial = [p.detach().clone() for p in self.weights]
         optimizer = task.optimizer(self.model, arm.learning_rate)
         part = replicas.part if replicas is not None else None
@@ -166,8 +183,9 @@ class _Trial:
         """Train from the checkpoint, or from the start, to the end; advances the position. Returns why it ended."""
         position, source, batch_size, stop = self.position, self.source, self.spec.arm.batch_size, self.spec.stop
         step, scheduler, weights = self.step, self.scheduler, self.weights
-        if checkpoint is not None and (resumed := checkpoint.load(self.spec, self.parts, self.replicas)) is not None:
-            position.__dict__.update(resumed.__dict__)
+        if checkpoint is not None:
+            resumed = checkpoint.load(self.spec, self.parts, self.replicas, self.keeps_best)
+            position.__dict__.update(vars(resumed or position))
         ended_by = self.why_ended() if position.trace else self.look(math.nan, on_evaluation)
         last = min(stop.budget_examples, stop.cap_examples or stop.budget_examples)
         next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
@@ -198,16 +216,16 @@ class _Trial:
 
     def look(self, update_norm: float, on_evaluation: Callable[[Evaluation], None] | None) -> str | None:
         """Evaluate, add a line to the trace, and say why the trial ends here, if it does."""
-        position, leads = self.position, self.replicas is None or self.replicas.leads
-        needed = leads or self.task.shard
+        position = self.position
+        needed = self.leads or self.task.shard
         if self.replicas is None:
             line = self.evaluated(update_norm)
         else:
             line = self.replicas.from_lead(self.evaluated(update_norm) if needed else None)
         position.trace.append(line)
-        if on_evaluation is not None and leads:
+        if on_evaluation is not None and self.leads:
             on_evaluation(line)
-        if self.evaluator.test is not None and needed and _best(position.trace) is line:
+        if self.keeps_best and needed and _best(position.trace) is line:
             position.best_state = mapped(self.model.state_dict(), torch.clone)
         return self.why_ended()
 
@@ -230,6 +248,15 @@ class _Trial:
     def why_ended(self) -> str | None:
         """Why the trial ends at its last evaluation, if it does."""
         return ending(self.position.trace, self.spec.stop, self.source.size, self.crossed)
+
+    def found(self) -> Weights:
+        """The weights that the trial began with, had at its best evaluation, and has now."""
+        position, best = self.position, _best(self.position.trace)
+        return Weights(
+            initial=on_host(dict(zip(self.names, self.initial, strict=True))),
+            best=Snapshot(best.step, best.examples, on_host(position.best_state or {})),
+            last=Snapshot(position.step, position.examples, on_host(self.model.state_dict())),
+        )
 
     def test(self) -> dict[str, float] | None:
         """The test metrics at the best validation loss; None for a task without a test set."""

@@ -19,6 +19,7 @@ from batchscope.sweep.plan import FIRST_RATES, MOST_RATES
 from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
+from batchscope.training.weights import bytes_kept
 from batchscope.verbs.ceiling import MOST_PROBES
 from batchscope.verbs.machine import check_devices, reference_in
 from batchscope.verbs.profile import MOST_SECONDS, ROUNDS, ask, grid
@@ -50,7 +51,11 @@ def price(task: Task | str, *, store: str | Path = "batchscope.db", **asked: Any
             "budget_examples_per_trial": stop.budget_examples,
             "cadence_examples": stop.cadence_examples,
             "at_most": _at_most(request, sum(most.values()), reference),
+            "weights_bytes": 0,
         }
+        if request.keep_weights:
+            reported = plan["trials"]["held"] + plan["trials"]["tuned"]
+            plan["weights_bytes"] = reported * bytes_kept(request.task)
     plan["sentences"] = _sentences(plan, request)
     return plan
 
@@ -120,12 +125,18 @@ def _sentences(plan: dict[str, Any], request: Request) -> list[str]:
     epochs = budget / request.task.train_size
     on = f" on {request.devices} devices" * (request.devices > 1)
     time, disk = words.seconds(most["seconds"]), f"{most['bytes'] / 1e6:.1f} MB"
+    kept = plan["weights_bytes"]
+    weights = [
+        f"The weights of {trials['held'] + trials['tuned']} trials are kept, as they begin, at their best and as they "
+        f"end: {kept / 1e6:,.1f} MB."
+    ]
     return [
         f"{plan['task']}: batch sizes {sizes}; {len(plan['seeds'])} seeds; {' and '.join(plan['policies'])}{on}.",
         f"{trials['held']} held trials, a search of at least {trials['tuning']} trials, {trials['tuned']} tuned "
         f"trials; each at most {budget:,} examples ({epochs:.1f} epochs).",
         f"At most {most['examples']:,} examples ({in_runs}), about {time} and {disk}; "
         "usually well under half, since trials end at patience or where they cannot win.",
+        *(weights if kept else []),
     ]
 
 

@@ -28,6 +28,7 @@ class Request:
     patience_epochs: float
     budget: float | None  # reference runs
     devices: int = 1
+    keep_weights: bool = False
 
     @property
     def stop(self) -> StopRule:
@@ -46,6 +47,7 @@ def prepare(
     seed: int = 0,
     budget: float | None = None,
     devices: int = 1,
+    keep_weights: bool = False,
 ) -> Request:
     """Check a task and what is asked of it, before any training. See `study` for the arguments."""
     policies = {"held": ("held",), "tuned": ("tuned",), "both": ("held", "tuned")}.get(policy)
@@ -69,7 +71,24 @@ def prepare(
         raise UsageError(f"expected a task reference or a bs.Task, got {type(loaded).__name__}: write study('digits')")
     checked = check_task(loaded)
     refuse(loaded, loaded.batch_size, devices, PLAIN)  # the reference run is at its own batch size
+    if keep_weights and loaded.shard and devices > 1:
+        raise UsageError(
+            f"task {loaded.name!r}: expected whole weights to keep, got shard=True on {devices} devices, of which each "
+            "has a piece: use --devices 1, or leave --keep-weights out"
+        )
     asked = batch_sizes if batch_sizes is not None else default_batch_sizes(loaded.train_size, devices)
     sizes = check_batch_sizes(loaded, asked, devices)
     own_seeds, own_tuning = seeds_of(seed, seeds), tuning_seeds_of(seed)
-    return Request(loaded, reference, checked, sizes, policies, own_seeds, own_tuning, float(patience), budget, devices)
+    return Request(
+        loaded,
+        reference,
+        checked,
+        sizes,
+        policies,
+        own_seeds,
+        own_tuning,
+        float(patience),
+        budget,
+        devices,
+        keep_weights,
+    )

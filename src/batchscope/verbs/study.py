@@ -32,7 +32,8 @@ from batchscope.report.html import write_report
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.base import Executor
-from batchscope.sweep.jobs import TaskReference
+from batchscope.sweep.keeping import Keeping, weights_folder
+from batchscope.sweep.messages import TaskReference
 from batchscope.sweep.phases import Phases
 from batchscope.sweep.plan import arms_of
 from batchscope.sweep.runner import Listener, Runner
@@ -64,6 +65,7 @@ def study(
     store: str | Path = DEFAULT_STORE,
     report: str | Path | None = None,
     draw: bool = True,
+    keep_weights: bool = False,
     checkpoint_seconds: float = 10.0,
     timing: TimingPass | None = None,
     listen: Listener | None = None,
@@ -85,6 +87,9 @@ def study(
         on: a Ray cluster to run trials on: "ray" (RAY_ADDRESS's, or one of this machine's own) or "ray://HOST:PORT".
         store: the SQLite file; an existing one is continued.
         report: where to write the HTML page; default: beside the store. `draw=False` writes none.
+        keep_weights: keep the weights of every reported trial in the folder `<store>.weights` (initial, at the lowest
+            validation loss, at the end), for `sharpness`. A trial that was stored without them is trained again, which
+            no budget counts. Not on a cluster.
         checkpoint_seconds: how often a running trial is saved.
         timing: seconds per step in a loop of your own at these batch sizes (`StepMeter.report()`); default: the
             seconds of Batchscope's own loop, from a stored `profile` of the task or measured now.
@@ -95,11 +100,12 @@ def study(
     hear: Listener = listen or (lambda kind, details: None)
     asked = {"policy": policy, "seeds": seeds, "patience": patience, "seed": seed, "budget": budget}
     check_devices(task, devices, on)
+    _check_kept(keep_weights, on)
     with drawing_from(0), executor_for(task, devices, on) as executor:  # a notebook keeps its random numbers
-        request = prepare(task, batch_sizes=batch_sizes, devices=devices, **asked)
+        request = prepare(task, batch_sizes=batch_sizes, devices=devices, keep_weights=keep_weights, **asked)
         _check_timing(timing, request)
-        if request.reference is not None:
-            executor.serve(TaskReference.here(request.reference, request.checked.fingerprint))
+        if (reference := _found_again(request)) is not None:
+            executor.serve(reference)
         with open_store(store) as opened:
             notes = _remember(opened, request)
             for note in notes:
@@ -113,6 +119,22 @@ def study(
         path = report or default_path(store, request.task.name, study_id)
         result = drawn(result, path, lambda answer, where: write_report(answer, data, where), hear)
     return result
+
+
+def _check_kept(keep_weights: bool, on: str | None) -> None:
+    """Weights are written where trials run; raises UsageError where that is on other machines."""
+    if keep_weights and on is not None:
+        raise UsageError(
+            f"expected the trials whose weights are kept on this machine, got --on {on}, whose nodes would write the "
+            "files: leave out --on or --keep-weights"
+        )
+
+
+def _found_again(request: Request) -> TaskReference | None:
+    """How workers find the task; None for one in memory."""
+    if request.reference is None:
+        return None
+    return TaskReference.here(request.reference, request.checked.fingerprint)
 
 
 def _check_timing(timing: TimingPass | None, request: Request) -> None:
@@ -161,9 +183,11 @@ def _measure(
     """Run everything that the study still lacks; returns its id and what was left out."""
     checkpoints = path.resolve().parent / f"{path.name}.checkpoints"
     fingerprint = request.checked.fingerprint
+    keeping = Keeping(weights_folder(path), _found_again(request)) if request.keep_weights else None
 
     def runner(study_id: str | None, goal: Goal | None, conditions: Conditions) -> Runner:
-        return Runner(store, study_id, fingerprint, conditions, goal, executor, checkpoints, checkpoint_seconds, hear)
+        where, seconds = checkpoints, checkpoint_seconds
+        return Runner(store, study_id, fingerprint, conditions, goal, executor, where, seconds, hear, keeping)
 
     def own_goal(conditions: Conditions) -> tuple[Goal, list[TrialSpec]]:
         return _own_goal(runner(None, None, conditions), request, hear)
@@ -179,7 +203,7 @@ def _measure(
     _time(store, study_id, request, executor, settings.conditions, hear)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
-    return study_id, left_out
+    return study_id, (*left_out, *run.notes)
 
 
 def _settled(
@@ -242,7 +266,8 @@ def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, l
     task = request.task
     own = [task.batch_size], float(task.lr), task.precision
     spec = arms_of(*own, request.stop, request.seeds[:1], request.devices)
-    (record,) = runner.run({"reference": spec})["reference"]
+    reported = task.batch_size in request.batch_sizes and "held" in request.policies
+    (record,) = runner.run({"reference": spec}, keep=["reference"] if reported else [])["reference"]
     if record.result.outcome == "failed":
         raise CannotAnswer(
             f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to train, as no "

@@ -1,0 +1,153 @@
+"""What does a worker measure of stored weights? One point, or the pictures of two.
+
+point      everything about one set of weights (`measure/point.py`)
+pictures   lines and slices between and around two, and the largest eigenvalue against the number of examples
+continued  training that goes on otherwise than it began, and the point where it ends
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batchscope.errors import CannotAnswer, UsageError
+from batchscope.measure.full_loss import FullLoss
+from batchscope.measure.hessian import eigenvalues
+from batchscope.measure.landscape import line, slice_1d, slice_2d
+from batchscope.measure.point import Counting, Probes, loss_at, measure_point
+from batchscope.records import Continued, Evaluation, PointSharpness, TrialSpec, from_plain, to_plain
+from batchscope.task import Task
+from batchscope.training.continued import continue_from, early_states
+
+OnLine = Callable[[dict[str, Any]], None]
+State = Mapping[str, torch.Tensor]
+
+SLICE_SEED = 0  # of the directions: the same two for every point
+PLANE_EXAMPLES = 2048  # that a plane's many losses are the mean over (a guess)
+LEAST_SAMPLE = 256  # of the curve in the number of examples, which doubles from there
+
+
+def read_state(path: str | Path, which: str = "best") -> State:
+    """The weights in a file: a trial's kept ones ("best", "last" or "initial"), or a state_dict that a user saved.
+
+    Also a dict with the state_dict under "state_dict" (Lightning) or "model". Raises UsageError for anything else.
+    """
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise UsageError(f"expected a checkpoint at {path}, there is no such file: check the path") from error
+    except Exception as error:  # a damaged file can make the unpickler fail in any way
+        reason = str(error).split("\n")[0][:120]
+        raise UsageError(
+            f"expected a checkpoint at {path}, it cannot be read ({reason}): save it with "
+            "torch.save(model.state_dict(), path)"
+        ) from error
+    for name in (which, "state_dict", "model"):
+        inner = content.get(name) if isinstance(content, Mapping) else None
+        if isinstance(inner, Mapping):
+            content = inner.get("state", inner) if name == which else inner
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise UsageError(
+            f"expected a state_dict at {path}, got a {type(content).__name__}: save it with "
+            "torch.save(model.state_dict(), path)"
+        )
+    return content
+
+
+def do_point(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
+    """`weights`: {"path", "which"}; `initial`: the same or None; `about`: PointSharpness; `probes`: Probes."""
+    initial, probes, state = details["initial"], from_plain(Probes, details["probes"]), read_state(**details["weights"])
+    about = from_plain(PointSharpness, details["about"])
+    found = measure_point(
+        task, state, None if initial is None else read_state(**initial), device, about, probes, on_line
+    )
+    loss = loss_at(task, state, device, task.train, probes, lambda examples: None)
+    facts = {"parameters": loss.size, "examples": loss.examples, "chunk": loss.chunk, "normed": loss.normed}
+    return {"point": to_plain(found), "facts": facts}
+
+
+def do_pictures(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
+    """`weights`: one or two of {"path", "which"}; `labels`: theirs; `probes`: Probes."""
+    states = [read_state(**where) for where in details["weights"]]
+    labels, probes = tuple(details["labels"]), from_plain(Probes, details["probes"])
+    count = Counting(" and ".join(labels), on_line)
+    train = loss_at(task, states[0], device, task.train, probes, count)
+    valid = loss_at(task, states[0], device, task.valid, probes, count)
+    points = [loss_at(task, state, device, task.train, probes, count).point() for state in states]
+    lines, slices = [], []
+    if len(points) == 2:
+        for kind in ("straight", "curved"):
+            count.what = f"{kind} line"
+            lines.append(line(train, valid, *points, kind=kind, labels=labels))
+    plane, notes = train.on(PLANE_EXAMPLES), []
+    try:
+        for x, label in zip(points, labels, strict=True):
+            count.what = "slice"
+            lines.append(slice_1d(train, valid, x, label=label, seed=SLICE_SEED))
+            count.what = "plane"
+            slices.append(slice_2d(plane, x, label=label, seed=SLICE_SEED))
+    except CannotAnswer as error:
+        notes.append(str(error))
+    count.what = "eigenvalue against examples"
+    sizes = sample_sizes(train, points[0])
+    return {"lines": to_plain(lines), "slices": to_plain(slices), "sample_sizes": sizes, "notes": notes}
+
+
+def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
+    """`how`: "warm start" or "noise injected"; `first`, `then`: specifications; `epochs` of the first, `patience`."""
+    first, then = (from_plain(TrialSpec, details[name]) for name in ("first", "then"))
+    warm, label = details["how"] == "warm start", details["label"]
+
+    def tell(line: Evaluation) -> None:
+        on_line({"phase": "sharpness", "label": label, "what": "training", "examples": line.examples})
+
+    (start, early) = early_states(task, first if warm else then, (0.0, details["epochs"]), device=device)
+    ended = continue_from(
+        task,
+        early.state,
+        batch_size=then.arm.batch_size,
+        lr=then.arm.learning_rate,
+        examples=max(then.arm.batch_size, then.stop.budget_examples - early.examples),
+        seed=then.seed,
+        device=device,
+        cadence=then.stop.cadence_examples,
+        precision=then.arm.precision,
+        patience_epochs=details["patience"],
+        noise_of=None if warm else first.arm.batch_size,
+        tell=tell,
+    )
+    about = PointSharpness(
+        label=label,
+        batch_size=then.arm.batch_size,
+        seed=then.seed,
+        learning_rate=then.arm.learning_rate,
+        step=early.step + ended.best.step,
+        examples=early.examples + ended.best.examples,
+        notes=ended.notes,
+    )
+    probes = from_plain(Probes, details["probes"])
+    point = measure_point(task, ended.best.state, start.state, device, about, probes, on_line)
+    found = Continued(
+        kind=details["how"],
+        batch_size=then.arm.batch_size,
+        from_batch_size=first.arm.batch_size,
+        from_epochs=details["epochs"],
+        seed=then.seed,
+        point=point,
+        reached_loss=min(e.validation["loss"] for e in ended.result.trace),
+    )
+    return to_plain(found)
+
+
+def sample_sizes(loss: FullLoss, x: torch.Tensor) -> list[tuple[int, float]]:
+    """(examples, largest eigenvalue over the first so many), doubling: how much a subset says too much."""
+    found, count = [], LEAST_SAMPLE
+    while count < loss.examples:
+        few = loss.on(count)
+        found.append((few.examples, eigenvalues(few, x, both=False)[0].estimate or 0.0))
+        count *= 2
+    return [*found, (loss.examples, eigenvalues(loss, x, both=False)[0].estimate or 0.0)]
