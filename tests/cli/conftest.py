@@ -18,6 +18,7 @@ from batchscope.store.sqlite import open_store
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import make_profile
 from batchscope.testing.example_scaling import make_scaling_data
+from batchscope.testing.example_sharpness import make_sharpness_data
 from batchscope.testing.examples import fill
 from batchscope.testing.store_advice import make_advice_data
 
@@ -152,6 +153,13 @@ def scaling_id(here: Here) -> str:
     """The id of the one scaling in a store, where `here` stands."""
     with open_store("batchscope.db") as store:
         return store.save_scaling(make_scaling_data())
+
+
+@pytest.fixture
+def sharpness_id(here: Here) -> str:
+    """The id of the one sharpness in a store, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        return store.save_sharpness(make_sharpness_data())
 
 
 def only_study() -> str:

@@ -7,11 +7,25 @@ import io
 import json
 from pathlib import Path
 
-from batchscope.records import AdviceData, GradientNorms, NoiseRun, ProfileData, ScalingData, Tried, from_plain
+from batchscope.records import (
+    AdviceData,
+    GradientNorms,
+    Line,
+    NoiseRun,
+    PointSharpness,
+    ProfileData,
+    ScalingData,
+    SharpnessData,
+    Tried,
+    from_plain,
+    json_safe,
+    to_plain,
+)
 from batchscope.store import open_store
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import PHASED, SPLITS, make_profile
 from batchscope.testing.example_scaling import make_scaling_data, make_scaling_pass
+from batchscope.testing.example_sharpness import make_file_point, make_point, make_sharpness_data
 from batchscope.testing.examples import make_settings
 from batchscope.testing.store_advice import make_advice_data
 
@@ -120,3 +134,91 @@ def test_the_csv_of_a_scaling_without_windows_is_its_header(here: Here) -> None:
 
 def test_the_json_of_a_scaling_is_the_record(here: Here, scaling_id: str) -> None:
     assert from_plain(ScalingData, json.loads(here("export", scaling_id, "--json").out)) == make_scaling_data()
+
+
+SHARPNESS_HEADER = "kind,label,batch_size,policy,learning_rate,seed,measure,part,place,value,low,high"
+
+
+def sharpness_rows(here: Here, data: SharpnessData) -> list[dict[str, str]]:
+    """The lines of the CSV, whose header is as it should be."""
+    with open_store("batchscope.db") as store:
+        sharpness_id = store.save_sharpness(data)
+    out = here("export", sharpness_id[:11]).out
+    assert out.splitlines()[0] == SHARPNESS_HEADER
+    return list(csv.DictReader(io.StringIO(out)))
+
+
+def values_of(point: PointSharpness) -> dict[tuple[str, str, str], list[float | None]]:
+    """(measure, part, place) -> value, low, high of what the CSV holds of a point, the boxes' places apart."""
+    numbers = {name: getattr(point, name) for name in ("loss", "gradient_norm", "distance", "initial_norm")}
+    numbers |= {"adaptive_sharpness": point.adaptive_sharpness, "step": point.step, "examples": point.examples}
+    found = {(name, "", ""): [value, None, None] for name, value in numbers.items()}
+    for part, metrics in (("train", point.metrics), ("validation", point.validation), ("test", point.test or {})):
+        found |= {(name, part, ""): [value, None, None] for name, value in metrics.items()}
+    measured = ("largest_eigenvalue", "smallest_eigenvalue", "trace", "adaptive_eigenvalue", "batch_sharpness")
+    for name in measured:
+        if (m := getattr(point, name)) is not None:
+            found[name, "", ""] = [m.estimate, m.low, m.high]
+    for layer in point.layers:
+        for name in ("distance", "initial_norm", "norm"):
+            found[name, layer.name, ""] = [getattr(layer, name), None, None]
+    return found
+
+
+def test_the_csv_of_a_sharpness_holds_every_measure_of_every_point(here: Here) -> None:
+    points = (make_point(32, "tuned", 2), make_point(512, test=None, trace=None), make_file_point("a, b"))
+    rows = sharpness_rows(here, make_sharpness_data(points=points, lines=(), continued=()))
+    assert {row["kind"] for row in rows} == {"point"}
+    for point in points:
+        of = [row for row in rows if row["label"] == point.label]
+        shown = ("" if v is None else f"{v}" for v in (point.batch_size, point.policy, point.learning_rate, point.seed))
+        head = dict(zip(("batch_size", "policy", "learning_rate", "seed"), shown, strict=True))
+        assert all(row | head == row for row in of)
+        boxes = [row for row in of if "box_" in row["measure"]]
+        assert [(row["measure"], row["part"], float(row["place"]), float(row["value"])) for row in boxes] == [
+            (f"{which}_{name}", box.space, box.epsilon, getattr(box, name))
+            for which, some in (("box", point.boxes), ("subset_box", point.subset_boxes))
+            for box in some
+            for name in ("percent", "examples", "iterations")
+        ]
+        found = {
+            (row["measure"], row["part"], row["place"]): [row[name] for name in ("value", "low", "high")]
+            for row in of
+            if row not in boxes
+        }
+        expected = {key: ["" if v is None else repr(v) for v in values] for key, values in values_of(point).items()}
+        assert found == {key: values for key, values in expected.items() if any(values)}
+        assert len(found) + len(boxes) == len(of)
+    assert len({row["label"] for row in rows}) == 3
+
+
+def test_the_csv_of_a_sharpness_holds_causal_runs_and_lines(here: Here) -> None:
+    data = make_sharpness_data(points=())
+    rows = sharpness_rows(here, data)
+    for run in data.continued:
+        of = {(row["measure"], row["part"]): row["value"] for row in rows if row["kind"] == run.kind}
+        assert float(of["reached_loss", ""]) == run.reached_loss
+        assert (of["from_batch_size", ""], of["from_epochs", ""]) == (str(run.from_batch_size), repr(run.from_epochs))
+        assert float(of["accuracy", "validation"]) == run.point.validation["accuracy"]
+    found = [row for row in rows if row["kind"] in ("straight", "curved", "slice")]
+    drawn = [
+        [line.kind, " to ".join(line.labels), "", "", "", "", metric, part, repr(place), repr(value), "", ""]
+        for line in data.lines
+        for part, curves in (("train", line.train), ("validation", line.validation))
+        for metric, values in curves.items()
+        for place, value in zip(line.places, values, strict=True)
+    ]
+    assert [[*row.values()] for row in found] == drawn
+    assert len(drawn) == 3 * 3 * 5
+
+
+def test_the_csv_of_a_sharpness_without_points_is_its_header(here: Here) -> None:
+    assert sharpness_rows(here, make_sharpness_data(points=(), lines=(), continued=())) == []
+
+
+def test_the_json_of_a_sharpness_is_the_record(here: Here, sharpness_id: str) -> None:
+    """With null for what JSON cannot hold."""
+    exported = json.loads(here("export", sharpness_id, "--json").out)
+    assert exported == json_safe(to_plain(make_sharpness_data()))
+    assert from_plain(PointSharpness, exported["points"][0]) == make_point()
+    assert from_plain(Line, exported["lines"][0]).train["loss"][-1] is None

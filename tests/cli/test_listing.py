@@ -1,4 +1,4 @@
-"""Does `list` tell what the store holds, profiles, noise runs, advices and scalings beside studies?"""
+"""Does `list` tell what the store holds, profiles, noise runs, advices, scalings and sharpnesses beside studies?"""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from batchscope.records import AdviceQuestion, Network, ScalingQuestion
+from batchscope.records import AdviceQuestion, Network, ScalingQuestion, SharpnessQuestion
 from batchscope.store import open_store
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.example_scaling import make_scaling_data
+from batchscope.testing.example_sharpness import make_file_point, make_sharpness_data
 from batchscope.testing.examples import fill
 from batchscope.testing.store_advice import TRIED, make_advice_data
 
@@ -73,16 +74,19 @@ def test_a_noise_run_in_list(here: Here, changes: dict[str, Any], words: str) ->
     assert line.endswith(f"  {run.measured_at}")
 
 
-def test_noise_runs_then_advices_then_scalings_are_listed_oldest_first(here: Here, profile_id: str) -> None:
+def test_noise_runs_advices_scalings_and_sharpnesses_are_listed_oldest_first(here: Here, profile_id: str) -> None:
     with open_store("batchscope.db") as store:
+        sharpnesses = [store.save_sharpness(make_sharpness_data(measured_at=at(hour))) for hour in (3, 1)]
         scalings = [store.save_scaling(make_scaling_data(measured_at=at(hour))) for hour in (4, 2)]
         advices = [store.save_advice(make_advice_data(measured_at=at(hour))) for hour in (8, 6)]
         runs = [store.save_noise_run(make_noise_run(measured_at=at(hour))) for hour in (7, 5)]
     lines = [line[:12] for line in here("list").out.splitlines()]
-    assert lines == [only_study(), profile_id, *reversed(runs), *reversed(advices), *reversed(scalings)]
+    documents = [*reversed(runs), *reversed(advices), *reversed(scalings), *reversed(sharpnesses)]
+    assert lines == [only_study(), profile_id, *documents]
     listed = json.loads(here("list", "--json").out)
     assert [advice["id"] for advice in listed["advices"]] == advices[::-1]
     assert [scaling["id"] for scaling in listed["scalings"]] == scalings[::-1]
+    assert [sharpness["id"] for sharpness in listed["sharpnesses"]] == sharpnesses[::-1]
 
 
 def test_a_noise_run_in_the_json_of_list(here: Here, noise_id: str) -> None:
@@ -197,8 +201,54 @@ def test_a_scaling_in_the_json_of_list(here: Here) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "sharpness at 13 points of batch sizes 32, 512; 1,000 examples"),
+        ({"points": make_sharpness_data().points[:1]}, "sharpness at 1 point of batch size 32; 1,000 examples"),
+        ({"points": (make_file_point("a"), make_file_point("b"))}, "sharpness at 2 points; 1,000 examples"),
+    ],
+)
+def test_a_sharpness_in_list(here: Here, changes: dict[str, Any], words: str) -> None:
+    data = make_sharpness_data(**changes, task=ODD_NAME)
+    with open_store("batchscope.db") as store:
+        sharpness_id = store.save_sharpness(data)
+    assert here("list").out == f"{sharpness_id}  {ODD_NAME}  {words}  {data.measured_at}\n"
+
+
+def test_a_sharpness_in_the_json_of_list(here: Here) -> None:
+    labels = ("one", "other", "third")
+    question = SharpnessQuestion("0123456789ab", labels, at="last", examples=5000, causes=True, seed=7)
+    points = (make_file_point("one"), make_file_point("other"))
+    data = make_sharpness_data(points=points, question=question, study_id="0123456789ab")
+    with open_store("batchscope.db") as store:
+        sharpness_id = store.save_sharpness(data)
+    assert json.loads(here("list", "--json").out)["sharpnesses"] == [
+        {
+            "id": sharpness_id,
+            "task": "a task",
+            "fingerprint": "f" * 16,
+            "measured_at": data.measured_at,
+            "device": "cpu",
+            "device_name": "a processor",
+            "precision": "fp32",
+            "threads": 2,
+            "study_id": "0123456789ab",
+            "labels": ["one", "other", "third"],
+            "at": "last",
+            "examples": 1000,
+            "epsilons": [1e-3, 5e-4],
+            "pictures": True,
+            "causes": True,
+            "seed": 7,
+            "measured": ["one", "other"],
+            "parameters": 7850,
+        }
+    ]
+
+
 def test_an_empty_store_has_none(here: Here) -> None:
     open_store("batchscope.db").close()
-    assert here("list").out == "no studies, profiles, noise runs, advices or scalings yet\n"
-    listed = {"studies": [], "profiles": [], "noise_runs": [], "advices": [], "scalings": []}
-    assert json.loads(here("list", "--json").out) == listed
+    assert here("list").out == "no studies, profiles, noise runs, advices, scalings or sharpnesses yet\n"
+    kinds = ("studies", "profiles", "noise_runs", "advices", "scalings", "sharpnesses")
+    assert json.loads(here("list", "--json").out) == {kind: [] for kind in kinds}

@@ -14,6 +14,7 @@ from batchscope.store import open_store
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import make_profile
 from batchscope.testing.example_scaling import make_scaling_data
+from batchscope.testing.example_sharpness import make_small_sharpness
 from batchscope.testing.examples import make_settings
 from batchscope.testing.store_advice import make_advice_data
 
@@ -115,6 +116,36 @@ def test_the_answer_of_a_scaling_is_shown_and_drawn(here: Here, scaling_id: str,
     assert all("a task" in page.read_text() for page in (beside, elsewhere))
 
 
+@pytest.mark.parametrize("named", ["here", "elsewhere", "none"])
+def test_show_of_a_sharpness_hands_it_over_with_the_study_that_it_names(
+    here: Here, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store("batchscope.db") as store:
+        study = store.save_study(make_settings())
+        store.finish_study(study)
+        data = make_small_sharpness(study_id={"here": study, "elsewhere": "0123456789ab", "none": None}[named])
+        sharpness_id = store.save_sharpness(data)
+        beside = store.study_data(study) if named == "here" else None
+    monkeypatch.setattr("batchscope.verbs.report.analyse_sharpness", lambda *given: [given == (data, beside)])
+    monkeypatch.setattr("batchscope.report.flatness_words.worded", lambda result: [*result, "worded"])
+    monkeypatch.setattr("batchscope.analysis.flatness.flatness_to_json", lambda result: {"answer": result})
+    monkeypatch.setattr(
+        "batchscope.report.flatness_terminal.print_flatness", lambda result, console: console.print(*result)
+    )
+    assert here("show", sharpness_id[:11]).out == "True worded\n"
+    assert json.loads(here("show", sharpness_id, "--json").out) == {"answer": [True, "worded"]}
+
+
+def test_the_answer_of_a_sharpness_is_shown_and_drawn(here: Here, sharpness_id: str, tmp_path: Path) -> None:
+    shown = json.loads(here("show", sharpness_id, "--json").out)
+    assert (shown["task"], shown["fingerprint"], shown["report"]) == ("a task", "f" * 16, None)
+    assert shown["sentences"]
+    assert "a task" in here("show", sharpness_id).out
+    page = tmp_path / f"batchscope-a-task-sharpness-{sharpness_id[:8]}.html"
+    assert here("report", sharpness_id[:11]).out == f"{page}\n"
+    assert "a task" in page.read_text()
+
+
 def test_show_of_a_study_beside_a_profile(here: Here, profile_id: str) -> None:
     assert json.loads(here("show", only_study(), "--json").out)["rows"][0]["seeds"] == 1
 
@@ -124,7 +155,7 @@ def test_an_id_that_names_none_or_two_is_one_sentence(here: Here, command: str, 
     unknown = here(command, "zzz")
     assert (unknown.code, unknown.out) == (1, "")
     assert unknown.err.startswith(
-        "batchscope: no study, profile, noise run, advice or scaling in batchscope.db begins with 'zzz': "
+        "batchscope: no study, profile, noise run, advice, scaling or sharpness in batchscope.db begins with 'zzz': "
         "`batchscope list`"
     )
     both = here(command, "")

@@ -67,11 +67,12 @@ def test_somebody_elses_database_is_refused_untouched(path: Path, mark: str) -> 
 
 def test_a_newer_store_is_refused_naming_both_versions(path: Path) -> None:
     fill_file(path)
+    newer = opening.VERSION + 1
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version=8")
+        db.execute(f"PRAGMA user_version={newer}")
     db.close()
     for read_only in (False, True):
-        with pytest.raises(StoreError, match=rf"version 8 .* up to {opening.VERSION}: upgrade Batchscope"):
+        with pytest.raises(StoreError, match=rf"version {newer} .* up to {opening.VERSION}: upgrade Batchscope"):
             open_store(path, read_only=read_only)
 
 

@@ -2,7 +2,7 @@
 
 The files in assets/ were written by the versions in their names and are never made anew. Version 1 was the first; 2
 added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs, 6 advices,
-7 scalings.
+7 scalings, 8 sharpnesses and parts.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pathlib import Path
 import pytest
 
 from batchscope.errors import StoreError
-from batchscope.records import Engine
+from batchscope.records import Engine, PointSharpness, from_plain
 from batchscope.store import Owner, Store, open_store
 from batchscope.store import connection as opening
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.example_scaling import make_scaling_data
+from batchscope.testing.example_sharpness import make_point, make_small_sharpness
 from batchscope.testing.examples import CHOICES, CONDITIONS, TIMING, bits, make_result, make_settings, make_spec
 from batchscope.testing.store_advice import make_advice_data
 
 ASSETS = Path(__file__).parent / "assets"
-STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14"} | dict.fromkeys((4, 5, 6), "e7fff750ad85")  # from 4: with an engine
+STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14"} | dict.fromkeys((4, 5, 6, 7), "e7fff750ad85")  # from 4: with an engine
 FINGERPRINT = "0123456789abcdef"
 
 
@@ -95,6 +96,24 @@ def assert_version_6_is_all_there(store: Store) -> None:
     assert_a_finished_study_is_all_there(store, STUDIES[6])
     assert_two_profiles_are_all_there(store)
     assert_two_noise_runs_are_all_there(store)
+    assert_two_advices_are_all_there(store)
+    assert store.scalings() == ()
+
+
+def assert_version_7_is_all_there(store: Store) -> None:
+    """What the frozen file of version 7 holds: what version 6's does, and two scalings, which keep their ids."""
+    assert_a_finished_study_is_all_there(store, STUDIES[7])
+    assert_two_profiles_are_all_there(store)
+    assert_two_noise_runs_are_all_there(store)
+    assert_two_advices_are_all_there(store)
+    newer = make_scaling_data((1, 2), (8, 32), 2, fingerprint=FINGERPRINT)
+    older = make_scaling_data((1,), (), 2, fingerprint=FINGERPRINT, task="an old task", notes=(), measured_at=at(5))
+    assert store.scalings(FINGERPRINT) == (("d3522d3dcd3b", newer), ("b9613b499e8b", older))
+    assert store.study_data(STUDIES[7]).scaling == newer
+
+
+def assert_two_advices_are_all_there(store: Store) -> None:
+    """What the files of versions 6 and 7 share beside study, profiles and noise runs."""
     newer = make_advice_data(fingerprint=FINGERPRINT)
     older = dataclasses.replace(newer, task="an old task", goal=None, provisional_goal=None, trials=())
     assert store.advices(FINGERPRINT) == (
@@ -104,7 +123,7 @@ def assert_version_6_is_all_there(store: Store) -> None:
 
 
 def assert_two_noise_runs_are_all_there(store: Store) -> None:
-    """What the files of versions 5 and 6 share beside study and profiles."""
+    """What the files of versions 5 to 7 share beside study and profiles."""
     newer = make_noise_run(fingerprint=FINGERPRINT)
     older = make_noise_run(fingerprint=FINGERPRINT, task="an old task", measurements=(), measured_at=at(5))
     assert store.noise_runs() == (("39acdff63616", newer), ("ab134d24aed5", older))
@@ -112,7 +131,7 @@ def assert_two_noise_runs_are_all_there(store: Store) -> None:
 
 
 def assert_two_profiles_are_all_there(store: Store) -> None:
-    """What the files of versions 4 to 6 share beside the study."""
+    """What the files of versions 4 to 7 share beside the study."""
     newer = make_profile(fingerprint=FINGERPRINT)
     older = make_profile(fingerprint=FINGERPRINT, task="an old task", timing=None, measured_at=at(5))
     assert store.profiles() == (("c50dc55702e8", newer), ("5c58f2814848", older))
@@ -120,7 +139,7 @@ def assert_two_profiles_are_all_there(store: Store) -> None:
 
 
 def assert_a_finished_study_is_all_there(store: Store, study: str) -> None:
-    """What the files of versions 3 to 6 share: one trial finished in each role, one more lost."""
+    """What the files of versions 3 to 7 share: one trial finished in each role, one more lost."""
     (summary,) = store.studies()
     assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (study, "an old task", 5, 4)
     assert summary.finished_at is not None
@@ -146,6 +165,7 @@ CHECKS = {
     4: assert_version_4_is_all_there,
     5: assert_version_5_is_all_there,
     6: assert_version_6_is_all_there,
+    7: assert_version_7_is_all_there,
 }
 each_version = pytest.mark.parametrize(("version", "is_all_there"), CHECKS.items(), ids=lambda value: str(value)[:1])
 
@@ -166,10 +186,16 @@ def test_an_old_store_is_upgraded_with_all_it_holds(
         profile = make_profile(fingerprint=FINGERPRINT, measured_at=at(13))
         assert store.profile(store.save_profile(profile)) == store.study_data(study).profile == profile
         run, data, scaling = make_noise_run(), make_advice_data(), make_scaling_data()
-        assert store.noise_runs(run.fingerprint) == store.advices(data.fingerprint) == store.scalings() == ()
+        sharp = make_small_sharpness()
+        assert store.noise_runs(run.fingerprint) == store.advices(data.fingerprint) == store.sharpnesses() == ()
+        assert store.scalings(scaling.fingerprint) == ()
         assert ((store.save_noise_run(run), run),) == store.noise_runs(run.fingerprint)
         assert ((store.save_advice(data), data),) == store.advices(data.fingerprint)
-        assert ((store.save_scaling(scaling), scaling),) == store.scalings()
+        assert ((store.save_scaling(scaling), scaling),) == store.scalings(scaling.fingerprint)
+        assert ((store.save_sharpness(sharp), sharp),) == store.sharpnesses()
+        assert store.part("a key") is None
+        store.save_part("a key", FINGERPRINT, "point", sharp.points[0])
+        assert from_plain(PointSharpness, store.part("a key")) == sharp.points[0]
     open_store(tmp_path / "new.db").close()
     assert layout(path) == layout(tmp_path / "new.db")
 
@@ -181,13 +207,17 @@ def test_an_old_store_can_be_read_without_being_changed(
     shutil.copy(old(version), path)
     with open_store(path, read_only=True) as store:
         is_all_there(store)
-        assert store.scalings() == ()
+        assert (store.scalings() == ()) == (version < 7)
+        assert store.sharpnesses() == ()
+        assert store.part("a key") is None
         for write in (
             lambda: store.add_note(STUDIES[version], "new"),
             lambda: store.save_profile(make_profile()),
             lambda: store.save_noise_run(make_noise_run()),
             lambda: store.save_advice(make_advice_data()),
             lambda: store.save_scaling(make_scaling_data()),
+            lambda: store.save_sharpness(make_small_sharpness()),
+            lambda: store.save_part("a key", FINGERPRINT, "point", make_point()),
         ):
             with pytest.raises(StoreError, match="opened to be read only"):
                 write()

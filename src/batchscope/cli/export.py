@@ -12,9 +12,12 @@ from batchscope.cli.show import Id, read
 from batchscope.records import (
     AdviceData,
     GradientNorms,
+    Measured,
     NoiseRun,
+    PointSharpness,
     ProfileData,
     ScalingData,
+    SharpnessData,
     StudyData,
     Tried,
     json_safe,
@@ -36,6 +39,20 @@ EVALUATION_COLUMNS = (
 )
 WINDOW_COLUMNS = ("kind", "batch_size", "micro_batch_size", "phase", "round", "seconds")
 SCALING_COLUMNS = ("devices", "batch_size", "bytes", "phase", "round", "seconds")
+SHARPNESS_COLUMNS = (
+    "kind",
+    "label",
+    "batch_size",
+    "policy",
+    "learning_rate",
+    "seed",
+    "measure",
+    "part",
+    "place",
+    "value",
+    "low",
+    "high",
+)
 MEASUREMENT_COLUMNS = tuple(f.name for f in dataclasses.fields(GradientNorms))
 TRIED_COLUMNS = tuple(f.name for f in dataclasses.fields(Tried))
 
@@ -46,8 +63,8 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Every evaluation of a study, timing window of a profile or a scaling, measured step of a noise run or trial of an
-    advice: as CSV, or with --json all as records."""
+    """Every evaluation of a study, timing window of a profile or a scaling, measured step of a noise run, trial of an
+    advice or measure of a sharpness: as CSV, or with --json all as records."""
     data = read(store, stored)
     if as_json:
         options.print_json(json_safe(to_plain(data)))
@@ -65,6 +82,9 @@ def command(
     elif isinstance(data, ScalingData):
         lines.writerow(SCALING_COLUMNS)
         lines.writerows(_windows_on_devices(data))
+    elif isinstance(data, SharpnessData):
+        lines.writerow(SHARPNESS_COLUMNS)
+        lines.writerows(_sharpness(data))
     else:
         lines.writerow(EVALUATION_COLUMNS)
         lines.writerows(_evaluations(data))
@@ -116,3 +136,51 @@ def _windows_on_devices(data: ScalingData) -> Iterator[tuple[object, ...]]:
 def _rounds(head: tuple[object, ...], phases: dict[str, tuple[float, ...]]) -> Iterator[tuple[object, ...]]:
     for phase, seconds in phases.items():
         yield from ((*head, phase, number, one) for number, one in enumerate(seconds))
+
+
+# --- a sharpness ---
+
+ONE_NUMBER = ("loss", "gradient_norm", "adaptive_sharpness", "distance", "initial_norm", "step", "examples")
+WITH_INTERVAL = ("largest_eigenvalue", "smallest_eigenvalue", "trace", "adaptive_eigenvalue", "batch_sharpness")
+
+
+def _sharpness(data: SharpnessData) -> Iterator[tuple[object, ...]]:
+    """One value a line, with its interval where it has one: of every point, then of causal runs' ends, then of lines.
+
+    The kind is "point", that of the causal run, or that of the line ("straight", "curved", "slice"). The part is that
+    of the data which a metric is over, the space of a box, or the parameter tensor of a distance. The place is the
+    epsilon of a box, or where on a line. The loss without a part is f. Grids and spectra are in the record: --json.
+    """
+    for point in data.points:
+        yield from _at_point("point", point, {})
+    for run in data.continued:
+        more = {name: getattr(run, name) for name in ("reached_loss", "from_batch_size", "from_epochs")}
+        trained = dataclasses.replace(run.point, batch_size=run.batch_size, seed=run.seed)
+        yield from _at_point(run.kind, trained, more)
+    for line in data.lines:
+        head = (line.kind, " to ".join(line.labels), None, None, None, None)
+        for part, curves in (("train", line.train), ("validation", line.validation)):
+            for metric, values in curves.items():
+                pairs = zip(line.places, values, strict=True)
+                yield from ((*head, metric, part, place, value, None, None) for place, value in pairs)
+
+
+def _at_point(kind: str, point: PointSharpness, more: dict[str, float]) -> Iterator[tuple[object, ...]]:
+    """What is known at one set of weights; what was not measured has no line."""
+    head = (kind, point.label, point.batch_size, point.policy, point.learning_rate, point.seed)
+    numbers = {name: getattr(point, name) for name in ONE_NUMBER} | more
+    rows = [(name, None, None, value, None, None) for name, value in numbers.items()]
+    parts = {"train": point.metrics, "validation": point.validation, "test": point.test or {}}
+    rows += [(k, part, None, v, None, None) for part, metrics in parts.items() for k, v in metrics.items()]
+    for name in WITH_INTERVAL:
+        found: Measured | None = getattr(point, name)
+        if found is not None:
+            rows.append((name, None, None, found.estimate, found.low, found.high))
+    boxes = [("box", box) for box in point.boxes] + [("subset_box", box) for box in point.subset_boxes]
+    for which, box in boxes:
+        counts = {"percent": box.percent, "examples": box.examples, "iterations": box.iterations}
+        rows += [(f"{which}_{name}", box.space, box.epsilon, value, None, None) for name, value in counts.items()]
+    for layer in point.layers:
+        norms = {"distance": layer.distance, "initial_norm": layer.initial_norm, "norm": layer.norm}
+        rows += [(name, layer.name, None, value, None, None) for name, value in norms.items()]
+    yield from ((*head, *row) for row in rows if row[3:] != (None, None, None))

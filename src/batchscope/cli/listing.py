@@ -1,4 +1,4 @@
-"""`batchscope list`: what the store holds, a line each for studies, profiles, noise runs, advices and scalings."""
+"""`batchscope list`: a line for each study, profile, noise run, advice, scaling and sharpness that the store holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from batchscope.cli import options
-from batchscope.records import AdviceData, Conditions, ProfileData, ScalingData, json_safe, to_plain
+from batchscope.records import AdviceData, Conditions, ProfileData, ScalingData, SharpnessData, json_safe, to_plain
 
 if TYPE_CHECKING:
     from batchscope.store import NoiseSummary
@@ -23,12 +23,13 @@ AIMS = {
 def list_studies(
     store: options.Store = "batchscope.db", as_json: options.Json = False, debug: options.Debug = False
 ) -> None:
-    """The studies, profiles, noise runs, advices and scalings of a store, each oldest first."""
+    """The studies, profiles, noise runs, advices, scalings and sharpnesses of a store, each oldest first."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
         studies, profiles, noise_runs = opened.studies(), opened.profiles()[::-1], opened.noise_summaries()
         advices, scalings = opened.advices()[::-1], opened.scalings()[::-1]
+        sharpnesses = opened.sharpnesses()[::-1]
     if as_json:
         listed = {
             "studies": [dataclasses.asdict(s) for s in studies],
@@ -36,6 +37,7 @@ def list_studies(
             "noise_runs": [_noise_facts(summary) for summary in noise_runs],
             "advices": [_advice_facts(advice_id, advice) for advice_id, advice in advices],
             "scalings": [_scaling_facts(scaling_id, scaling) for scaling_id, scaling in scalings],
+            "sharpnesses": [_sharpness_facts(sharpness_id, data) for sharpness_id, data in sharpnesses],
         }
         options.print_json(json_safe(listed))
         return
@@ -50,8 +52,10 @@ def list_studies(
         print(f"{advice_id}  {advice.task}  {_advice_in_words(advice)}  {advice.measured_at}")
     for scaling_id, scaling in scalings:
         print(f"{scaling_id}  {scaling.task}  {_scaling_in_words(scaling)}  {scaling.measured_at}")
-    if not (studies or profiles or noise_runs or advices or scalings):
-        print("no studies, profiles, noise runs, advices or scalings yet")
+    for sharpness_id, data in sharpnesses:
+        print(f"{sharpness_id}  {data.task}  {_sharpness_in_words(data)}  {data.measured_at}")
+    if not (studies or profiles or noise_runs or advices or scalings or sharpnesses):
+        print("no studies, profiles, noise runs, advices, scalings or sharpnesses yet")
 
 
 def _profile_facts(profile_id: str, profile: ProfileData) -> dict[str, Any]:
@@ -171,6 +175,31 @@ def _scaling_in_words(data: ScalingData) -> str:
 def _device_counts(data: ScalingData) -> list[int]:
     """Those that were measured: more may have been asked for."""
     return [one.conditions.world_size for one in data.timing.passes]
+
+
+def _sharpness_facts(sharpness_id: str, data: SharpnessData) -> dict[str, Any]:
+    """One sharpness of `list --json`: what was asked, and at which weights it could be measured."""
+    return {
+        "id": sharpness_id,
+        "task": data.task,
+        "fingerprint": data.fingerprint,
+        "measured_at": data.measured_at,
+        **_where(data.conditions),
+        **to_plain(data.question),
+        "measured": [point.label for point in data.points],
+        "study_id": data.study_id,
+        "parameters": data.parameters,
+        "examples": data.examples,
+    }
+
+
+def _sharpness_in_words(data: SharpnessData) -> str:
+    """One sharpness of `list`."""
+    count, sizes = len(data.points), sorted({p.batch_size for p in data.points if p.batch_size is not None})
+    words = f"sharpness at {count} point{'' if count == 1 else 's'}"
+    if sizes:
+        words += f" of batch size{'' if len(sizes) == 1 else 's'} {', '.join(map(str, sizes))}"
+    return f"{words}; {data.examples:,} examples"
 
 
 def _where(conditions: Conditions) -> dict[str, Any]:

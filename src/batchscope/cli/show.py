@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from batchscope.cli import options
-from batchscope.records import AdviceData, NoiseRun, ProfileData, ScalingData, StudyData
+from batchscope.records import AdviceData, NoiseRun, ProfileData, ScalingData, SharpnessData, StudyData
 
-Stored = StudyData | ProfileData | NoiseRun | AdviceData | ScalingData
+Stored = StudyData | ProfileData | NoiseRun | AdviceData | ScalingData | SharpnessData
 Id = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="The id of a study, profile, noise run, advice or scaling, or the beginning of one."
+        metavar="ID", help="The id of a study, profile, noise run, advice, scaling or sharpness, or its beginning."
     ),
 ]
 
@@ -24,7 +24,7 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """The answer of a stored study, profile, noise run, advice or scaling, without running anything."""
+    """The answer of a stored study, profile, noise run, advice, scaling or sharpness, without running anything."""
     data = read(store, stored)
     if isinstance(data, ProfileData):
         _show_profile(data, as_json)
@@ -34,12 +34,14 @@ def command(
         _show_advice(data, as_json)
     elif isinstance(data, ScalingData):
         _show_scaling(store, data, as_json)
+    elif isinstance(data, SharpnessData):
+        _show_sharpness(store, data, as_json)
     else:
         _show_study(data, as_json)
 
 
 def read(store: str, beginning: str) -> Stored:
-    """All that was measured for the study, profile, noise run, advice or scaling whose id begins like this."""
+    """All that was measured for the study, profile, noise run, advice, scaling or sharpness of this id or beginning."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
@@ -50,6 +52,7 @@ def read(store: str, beginning: str) -> Stored:
             "noise run": opened.noise_run,
             "advice": opened.advice,
             "scaling": opened.scaling,
+            "sharpness": opened.sharpness,
         }
         return reading[kind](full_id)
 
@@ -124,3 +127,19 @@ def _show_scaling(store: str, data: ScalingData, as_json: bool) -> None:
         options.print_json(scaling_to_json(result))
     else:
         print_scaling(result, Console())
+
+
+def _show_sharpness(store: str, data: SharpnessData, as_json: bool) -> None:
+    from rich.console import Console
+
+    from batchscope.analysis.flatness import flatness_to_json
+    from batchscope.report.flatness_terminal import print_flatness
+    from batchscope.store.sqlite import open_store
+    from batchscope.verbs.report import sharpness_answer
+
+    with open_store(store, read_only=True) as opened:
+        result = sharpness_answer(opened, data)
+    if as_json:
+        options.print_json(flatness_to_json(result))
+    else:
+        print_flatness(result, Console())

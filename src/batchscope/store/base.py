@@ -2,16 +2,20 @@
 
 A store keeps *studies* (settings, timing, choices, notes), the *trials* that belong to them, every *attempt* at a
 trial, *profiles* (seconds and bytes against batch size), *noise runs* (gradient norms along a run), *advices* (what one
-`recommend` was asked and measured), *scalings* (what one `scale` measured over device counts), and the *tasks* it has
-seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store.
+`recommend` was asked and measured), *scalings* (what one `scale` measured over device counts), *sharpnesses* (what one
+`sharpness` measured at a study's weights), *parts* of a long measurement that is not done, and the *tasks* it has
+seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store. Studies and trials are in this
+file, what is read whole in `base_documents.py`.
 
 Ownership and concurrency:
 
 - Records go in and come out frozen; floats come back with the same bits, nan and inf included.
 - A trial is identified by (task fingerprint, conditions, specification). It is stored once and linked to as many
   studies as ask for it; a finished trial is never changed.
-- A profile, a noise run, an advice or a scaling is never changed and never replaced: each measurement is kept.
-  `study_data` takes the newest profile that applies.
+- A profile, a noise run, an advice, a scaling or a sharpness is never changed and never replaced: each measurement is
+  kept. `study_data` takes the newest profile that applies.
+- A part belongs to its key: whoever saves one first is believed, also by another process; parts have no id, are not
+  listed, and stay when the measurement is done, so that the next one with the same keys finds them.
 - Several processes may use one store at once. A trial is run by the one that holds its *lease*: `lease` is atomic,
   `renew` is the heartbeat, `finish` and `release` end it. A lease whose process has died on this host, or whose time
   has run out, may be taken at once. A runner must renew well within the lease: a third of its seconds is a good beat.
@@ -31,17 +35,13 @@ How an attempt ended:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from batchscope.records import (
-    AdviceData,
     Conditions,
-    NoiseRun,
-    ProfileData,
-    ScalingData,
     StudyData,
     StudySettings,
     TimingPass,
@@ -50,16 +50,17 @@ from batchscope.records import (
     TrialSpec,
     TunedChoice,
 )
+from batchscope.store.base_documents import DocumentStore
 from batchscope.store.owner import Owner
-from batchscope.store.replies import Attempt, Lease, NoiseSummary, SeenTask, StudySummary
+from batchscope.store.replies import Attempt, Lease, SeenTask, StudySummary
 
 ROLES = ("held", "tuned", "tuning", "reference")
 UNFINISHED_WAYS = ("interrupted", "died")  # the ways to `release`; the third way to end is `finish`
 
 
-class Store(ABC):
-    """The contract. A `study_id`, `profile_id`, `noise_id`, `advice_id` or `scaling_id` may be any unambiguous
-    beginning of one; an unknown one raises `StoreError`."""
+class Store(DocumentStore):
+    """The contract. A `study_id`, `profile_id`, `noise_id`, `advice_id`, `scaling_id` or `sharpness_id` may be any
+    unambiguous beginning of one; an unknown one raises `StoreError`."""
 
     # --- tasks seen ---
 
@@ -135,121 +136,6 @@ class Store(ABC):
     @abstractmethod
     def notes(self, study_id: str) -> tuple[str, ...]:
         """The notes, in the order they were added."""
-
-    # --- profiles ---
-
-    @abstractmethod
-    def save_profile(self, profile: ProfileData) -> str:
-        """Store what one `profile` measured and return its id.
-
-        The id is 12 hex digits, a digest of task fingerprint, conditions, what was asked for (batch sizes, memory
-        limit, seed) and `measured_at`. So each measurement is kept, and the same one handed in twice is one.
-        Raises `ValueError` where `measured_at` is no time, `StoreError` where another profile has that id.
-        """
-
-    @abstractmethod
-    def profiles(self, fingerprint: str | None = None) -> tuple[tuple[str, ProfileData], ...]:
-        """(id, profile) of all profiles, or of those of one task fingerprint: newest `measured_at` first, and of
-        equal times the one stored last."""
-
-    @abstractmethod
-    def newest_profile(self, fingerprint: str, conditions: Conditions) -> ProfileData | None:
-        """The first of `profiles(fingerprint)` that was measured under these very conditions, or None."""
-
-    @abstractmethod
-    def profile(self, profile_id: str) -> ProfileData:
-        """A profile."""
-
-    @abstractmethod
-    def resolve_profile(self, profile_id: str) -> str:
-        """The full id that begins like this. Raises `StoreError` where none or several do."""
-
-    # --- noise runs ---
-
-    @abstractmethod
-    def save_noise_run(self, run: NoiseRun) -> str:
-        """Store what one `noise` measured and return its id.
-
-        The id is 12 hex digits, a digest of task fingerprint, conditions, what was run (batch size, learning rate,
-        seed, budget, source, every) and `measured_at`. So each measurement is kept, and the same one handed in twice
-        is one. Raises `ValueError` where `measured_at` is no time, `StoreError` where another noise run has that id.
-        """
-
-    @abstractmethod
-    def noise_runs(self, fingerprint: str | None = None) -> tuple[tuple[str, NoiseRun], ...]:
-        """(id, noise run) of all noise runs, or of those of one task fingerprint, in the order of `profiles`."""
-
-    @abstractmethod
-    def noise_summaries(self) -> tuple[NoiseSummary, ...]:
-        """All noise runs in short, oldest first: the order of `noise_runs` reversed."""
-
-    @abstractmethod
-    def noise_run(self, noise_id: str) -> NoiseRun:
-        """A noise run."""
-
-    @abstractmethod
-    def resolve_noise_run(self, noise_id: str) -> str:
-        """The full id that begins like this. Raises `StoreError` where none or several do."""
-
-    # --- advices ---
-
-    @abstractmethod
-    def save_advice(self, data: AdviceData) -> str:
-        """Store what one `recommend` was asked and measured, and return its id.
-
-        The id is 12 hex digits, a digest of task fingerprint, conditions, question and `measured_at`. So each
-        measurement is kept, and the same one handed in twice is one. Raises `ValueError` where `measured_at` is no
-        time, `StoreError` where another advice has that id.
-        """
-
-    @abstractmethod
-    def advices(self, fingerprint: str | None = None) -> tuple[tuple[str, AdviceData], ...]:
-        """(id, advice) of all advices, or of those of one task fingerprint, in the order of `profiles`."""
-
-    @abstractmethod
-    def advice(self, advice_id: str) -> AdviceData:
-        """An advice, as it was measured: the answer is computed from it."""
-
-    @abstractmethod
-    def resolve_advice(self, advice_id: str) -> str:
-        """The full id that begins like this. Raises `StoreError` where none or several do."""
-
-    # --- scalings ---
-
-    @abstractmethod
-    def save_scaling(self, data: ScalingData) -> str:
-        """Store what one `scale` measured and return its id.
-
-        The id is 12 hex digits, a digest of task fingerprint, conditions, question and `measured_at`. So each
-        measurement is kept, and the same one handed in twice is one. Raises `ValueError` where `measured_at` is no
-        time, `StoreError` where another scaling has that id.
-        """
-
-    @abstractmethod
-    def scalings(self, fingerprint: str | None = None) -> tuple[tuple[str, ScalingData], ...]:
-        """(id, scaling) of all scalings, or of those of one task fingerprint, in the order of `profiles`."""
-
-    @abstractmethod
-    def scaling(self, scaling_id: str) -> ScalingData:
-        """A scaling, as it was measured: the answer is computed from it, and from a study's steps where it names one.
-
-        The study that it names need not be in this store.
-        """
-
-    @abstractmethod
-    def resolve_scaling(self, scaling_id: str) -> str:
-        """The full id that begins like this. Raises `StoreError` where none or several do."""
-
-    # --- anything with an id ---
-
-    @abstractmethod
-    def resolve_any(self, beginning: str) -> tuple[str, str]:
-        """(kind, full id) of the one thing whose id begins like this: for commands that take any of them.
-
-        The kind is "study", "profile", "noise run", "advice" or "scaling".
-
-        Raises `StoreError` where none or several do, of whichever kind; the sentence names them.
-        """
 
     # --- trials ---
 

@@ -1,4 +1,4 @@
--- What is in a store file? Version 7 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 8 of the layout; `connection.py` upgrades older files to it.
 --
 -- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
@@ -65,6 +65,25 @@ CREATE TABLE scalings (
     conditions  TEXT NOT NULL,            -- JSON: records.Conditions
     measured_at TEXT NOT NULL,
     scaling     TEXT NOT NULL             -- JSON: records.ScalingData
+);
+
+-- What one `sharpness` measured at the weights of a study's trials, or of checkpoints: every measurement is kept.
+CREATE TABLE sharpnesses (
+    id          TEXT PRIMARY KEY,         -- 12 hex digits of the SHA-256 of what tells it from others (base.py)
+    task        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    conditions  TEXT NOT NULL,            -- JSON: records.Conditions
+    measured_at TEXT NOT NULL,
+    sharpness   TEXT NOT NULL             -- JSON: records.SharpnessData
+);
+
+-- What a long measurement has finished so far, under a key that says what it is and depends on: the first is kept.
+CREATE TABLE parts (
+    key         TEXT PRIMARY KEY,
+    fingerprint TEXT NOT NULL,
+    kind        TEXT NOT NULL,
+    content     TEXT NOT NULL,            -- JSON: a record, or plain data
+    made_at     TEXT NOT NULL
 );
 
 CREATE TABLE notes (

@@ -1,8 +1,8 @@
 """How do trials, their leases and their curves live in one SQLite file? The contract is in `base.py`.
 
 Read `lease` and `finish` first: they carry the concurrency. The file's transactions and the tables of studies are in
-`sqlite_studies.py`, profiles, noise runs, advices and scalings in `sqlite_documents.py`, opening and the translation of
-errors in `connection.py`, the tables themselves in `schema.sql`.
+`sqlite_studies.py`, what is read whole in `sqlite_documents.py`, opening and the translation of errors in
+`connection.py`, the tables themselves in `schema.sql`.
 """
 
 from __future__ import annotations

@@ -1,26 +1,39 @@
-"""How do profiles, noise runs, advices and scalings live in tables of their own? The contract is in `base.py`.
+"""How do profiles, noise runs, advices, scalings, sharpnesses and parts live in tables of their own?
+
+The contract is in `base_documents.py`.
 
 All are *documents*: one record as one JSON text, written once, in one statement, and read whole. Beside the text
 stand the columns that it is looked up by, so that a study finds its profile among hundreds without reading them.
 `measured_at` there is the record's own time as UTC with microseconds, so that text sorts as time does; the record keeps
 the text it came with. The id is a digest of the fields that tell one document from another (`Kind.identity`).
+A part has a key of its caller's instead, and may be any plain data.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from batchscope.errors import StoreError
-from batchscope.records import AdviceData, Conditions, NoiseRun, ProfileData, ScalingData, from_plain, to_plain
+from batchscope.records import (
+    AdviceData,
+    Conditions,
+    NoiseRun,
+    ProfileData,
+    ScalingData,
+    SharpnessData,
+    from_plain,
+    to_plain,
+)
 from batchscope.store import exact
 from batchscope.store.replies import NoiseSummary
-from batchscope.store.sqlite_studies import TABLES, StudyTables, digest
+from batchscope.store.sqlite_studies import TABLES, StudyTables, digest, now
 
 LONG_FIELDS = ("measurements", "trace", "deviations", "layers", "proxies")  # what a `NoiseSummary` leaves out
 NEWEST_FIRST = "ORDER BY measured_at DESC, rowid DESC"
-Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData, ScalingData)
+Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData, ScalingData, SharpnessData)
 
 
 @dataclass(frozen=True)
@@ -57,10 +70,13 @@ NOISE_RUNS = Kind(
 )
 ADVICES = Kind("advice", AdviceData, ("fingerprint", "conditions", "question", "measured_at"), column="advice")
 SCALINGS = Kind("scaling", ScalingData, ("fingerprint", "conditions", "question", "measured_at"), column="scaling")
+SHARPNESSES = Kind(
+    "sharpness", SharpnessData, ("fingerprint", "conditions", "question", "measured_at"), column="sharpness"
+)
 
 
 class DocumentTables(StudyTables):
-    """What the contract says of profiles, noise runs, advices and scalings, on the file that `StudyTables` opened."""
+    """What the contract says of documents and parts, on the file that `StudyTables` opened."""
 
     # --- profiles ---
 
@@ -135,6 +151,38 @@ class DocumentTables(StudyTables):
 
     def resolve_scaling(self, scaling_id: str) -> str:
         return self._only(scaling_id, "scaling")[1]
+
+    # --- sharpnesses ---
+
+    def save_sharpness(self, data: SharpnessData) -> str:
+        return self._save(SHARPNESSES, data)
+
+    def sharpnesses(self, fingerprint: str | None = None) -> tuple[tuple[str, SharpnessData], ...]:
+        return self._all(SHARPNESSES, fingerprint)
+
+    def sharpness(self, sharpness_id: str) -> SharpnessData:
+        return self._one(SHARPNESSES, sharpness_id)
+
+    def resolve_sharpness(self, sharpness_id: str) -> str:
+        return self._only(sharpness_id, "sharpness")[1]
+
+    # --- parts ---
+
+    def save_part(self, key: str, fingerprint: str, kind: str, content: Any) -> None:
+        if content is None:
+            raise ValueError(f"a part needs content, got None for the key {key!r}: save what was measured, or nothing")
+        row = (key, fingerprint, kind, exact.to_text(content), now())
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO parts (key, fingerprint, kind, content, made_at) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (key) DO NOTHING",
+                row,
+            )
+
+    def part(self, key: str) -> Any | None:
+        with self._read() as db:
+            found = db.execute("SELECT content FROM parts WHERE key = ?", (key,)).fetchone()
+        return None if found is None else json.loads(found[0])
 
     # --- anything with an id ---
 

@@ -2,7 +2,7 @@
 
 Every public method is one transaction, opened by `_read` or `_write`; BEGIN IMMEDIATE takes the file's one write lock
 before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_documents.py` adds the
-profiles, noise runs, advices and scalings, `sqlite.py` the trials.
+profiles, noise runs, advices, scalings, sharpnesses and parts, `sqlite.py` the trials.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TABLES = {
     "noise run": "noise_runs",
     "advice": "advices",
     "scaling": "scalings",
+    "sharpness": "sharpnesses",
 }
 
 

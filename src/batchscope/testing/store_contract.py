@@ -7,7 +7,8 @@
 `open` is called more than once with the same folder: what was stored must be there again. Every test uses the
 abstract methods only, from one process; what two processes may do to each other depends on the medium and is for the
 store's own tests. Tasks and studies are here, trials in `store_trials.py`, profiles in `store_profiles.py`,
-noise runs in `store_noise.py`, advices in `store_advice.py`, scalings in `store_scaling.py`.
+noise runs in `store_noise.py`, advices in `store_advice.py`, scalings in `store_scaling.py`, sharpnesses in
+`store_sharpness.py`, parts in `store_parts.py`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from batchscope.store.owner import Owner
 from batchscope.testing.examples import CHOICES, TIMING, bits, make_result, make_settings, make_spec
 from batchscope.testing.store_advice import AdviceContract
 from batchscope.testing.store_noise import NoiseContract
+from batchscope.testing.store_parts import PartContract
 from batchscope.testing.store_profiles import ProfileContract
 from batchscope.testing.store_scaling import ScalingContract
+from batchscope.testing.store_sharpness import SharpnessContract
 from batchscope.testing.store_trials import TrialContract
 
 
-class StoreContract(TrialContract, ProfileContract, NoiseContract, AdviceContract, ScalingContract):
+class StoreContract(
+    TrialContract, ProfileContract, NoiseContract, AdviceContract, ScalingContract, SharpnessContract, PartContract
+):
     """All tests."""
 
     # --- tasks seen ---

@@ -125,7 +125,8 @@ class NoiseContract(StoreFixtures):
                 ask("")
 
     def test_studies_profiles_and_noise_runs_are_told_apart(self, store: Store) -> None:
-        with pytest.raises(StoreError, match=r"no study, profile, noise run, advice or scaling .* begins with ''"):
+        kinds = "study, profile, noise run, advice, scaling or sharpness"
+        with pytest.raises(StoreError, match=rf"no {kinds} .* begins with ''"):
             store.resolve_any("")
         noise = store.save_noise_run(make_noise_run())
         assert store.resolve_any("") == ("noise run", noise)

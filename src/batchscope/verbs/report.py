@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from batchscope.analysis.advice import analyse_advice
+from batchscope.analysis.flatness import analyse_sharpness
 from batchscope.analysis.noise import analyse_noise
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.scaling_answer import analyse_scaling
@@ -21,18 +22,21 @@ from batchscope.records import (
     ProfileResult,
     ScalingData,
     ScalingResult,
+    SharpnessData,
+    SharpnessResult,
     StudyResult,
 )
-from batchscope.report import html, scaling_words
+from batchscope.report import flatness_words, html, scaling_words
 from batchscope.report.advice_html import write_advice
 from batchscope.report.advice_words import worded
+from batchscope.report.flatness_html import write_flatness
 from batchscope.report.noise_html import write_noise
 from batchscope.report.profile_html import write_profile
 from batchscope.report.scaling_html import write_scaling
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 
-R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice, ScalingResult)
+R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice, ScalingResult, SharpnessResult)
 
 
 def write_report(study: str, *, store: str | Path = "batchscope.db", path: str | Path | None = None) -> Path:
@@ -59,6 +63,10 @@ def write_report(study: str, *, store: str | Path = "batchscope.db", path: str |
             scaling = opened.scaling(found)
             page = where(f"{scaling.task}-scaling")
             return write_scaling(dataclasses.replace(scaling_answer(opened, scaling), report=str(page)), page)
+        if kind == "sharpness":
+            sharpness = opened.sharpness(found)
+            page = where(f"{sharpness.task}-sharpness")
+            return write_flatness(dataclasses.replace(sharpness_answer(opened, sharpness), report=str(page)), page)
         data = opened.study_data(found)
     page = where(data.settings.task)
     return html.write_report(dataclasses.replace(analyse(data), report=str(page)), data, page)
@@ -82,6 +90,13 @@ def scaling_answer(store: Store, data: ScalingData) -> ScalingResult:
     study_id = named or study_beside(store, data.fingerprint)
     study = None if study_id is None else store.study_data(study_id)
     return scaling_words.worded(analyse_scaling(dataclasses.replace(data, study_id=study_id), study))
+
+
+def sharpness_answer(store: Store, data: SharpnessData) -> SharpnessResult:
+    """The answer that a sharpness's points give, joined with the study that it names where the store has it."""
+    study_id = next((summary.id for summary in store.studies() if summary.id == data.study_id), None)
+    study = None if study_id is None else store.study_data(study_id)
+    return flatness_words.worded(analyse_sharpness(data, study))
 
 
 def study_beside(store: Store, fingerprint: str) -> str | None:
