@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from batchscope.errors import CannotAnswer
 from batchscope.measure.full_loss import FullLoss
 from batchscope.records import Measured
 
@@ -29,6 +30,8 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 STEPS = 60  # most products of an eigenvalue search (a guess; 15 to 40 are usual)
 TOLERANCE = 1e-3  # residual over the largest magnitude; the eigenvalue's own error is about its square
 BREAKDOWN = 1e-10  # a new direction shorter than this, over the largest magnitude, is none
+BLOCK = 8  # directions that are kept, and taken out of the next one, together
+ASYMMETRIC = 0.05  # of the largest magnitude: rounding is far below, a part that is missing far above (a guess)
 LEAST_DF = 16  # of a trace's standard error: few chunks get more vectors each
 LEVEL = 0.95
 
@@ -37,26 +40,57 @@ class Tridiagonal:
     """What Lanczos found: H Q = Q T + beta_m q_(m+1) e_m', T with diagonal `alphas` and off-diagonal `betas`."""
 
     def __init__(self, start: torch.Tensor) -> None:
-        self.basis = [start / torch.linalg.vector_norm(start)]
+        self._blocks: list[torch.Tensor] = []  # (BLOCK, n) each: Q's columns as rows
+        self._filled = 0
+        self._append(start / torch.linalg.vector_norm(start))
         self.alphas: list[float] = []
         self.betas: list[float] = []  # the last one is beta_m
 
     def extend(self, product: Product) -> bool:
-        """One more product; False where the space is exhausted: T's eigenvalues are then exact."""
-        q = self.basis[-1]
-        w = product(q)
-        self.alphas.append(float(w @ q))
+        """One more product; False where the space is exhausted: T's eigenvalues are then exact.
+
+        Raises CannotAnswer for a product that is not finite, or not a symmetric matrix's: H q_m has the component
+        beta_(m-1) along q_(m-1), by symmetry alone.
+        """
+        w = product(self._row(-1)).clone()
+        along = torch.cat([block @ w for block in self._rows()]).tolist()
+        if not math.isfinite(sum(along)):
+            raise _not_finite()
+        if self.betas:
+            size = max(float(torch.linalg.vector_norm(w)), *map(abs, self.alphas))
+            if abs(along[-2] - self.betas[-1]) > ASYMMETRIC * size:
+                raise CannotAnswer(
+                    "expected the Hessian's products to be those of a symmetric matrix, got others: a function in the "
+                    "loss has a backward that cannot itself be differentiated"
+                )
+        self.alphas.append(along[-1])
         for _ in range(2):  # once loses orthogonality in the directions that matter
-            for previous in self.basis:
-                w = w - (w @ previous) * previous
+            for block in self._rows():
+                w.addmv_(block.T, block @ w, alpha=-1)
         beta = float(torch.linalg.vector_norm(w))
         scale = max(map(abs, (*self.alphas, *self.betas)), default=0.0)
-        if beta <= BREAKDOWN * max(scale, 1e-300) or len(self.basis) >= len(q):
+        if beta <= BREAKDOWN * max(scale, 1e-300) or self._filled >= len(w):
             self.betas.append(0.0)
             return False
         self.betas.append(beta)
-        self.basis.append(w / beta)
+        self._append(w / beta)
         return True
+
+    def _append(self, q: torch.Tensor) -> None:
+        if self._filled % BLOCK == 0:
+            self._blocks.append(q.new_empty(BLOCK, len(q)))
+        self._blocks[-1][self._filled % BLOCK] = q
+        self._filled += 1
+
+    def _row(self, k: int) -> torch.Tensor:
+        """(n,): q_k, from 0; -1 is the last."""
+        k %= self._filled
+        return self._blocks[k // BLOCK][k % BLOCK]
+
+    def _rows(self) -> list[torch.Tensor]:
+        """Q', in blocks of rows."""
+        last = (self._filled - 1) % BLOCK + 1
+        return [*self._blocks[:-1], self._blocks[-1][:last]]
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """(eigenvalues ascending, eigenvectors as columns) of T."""
@@ -71,8 +105,12 @@ class Tridiagonal:
     def vector(self, which: int) -> torch.Tensor:
         """(n,) the Ritz vector."""
         _, vectors = self.ritz()
-        weights = [float(s) for s in vectors[:, which]]
-        return torch.stack([s * q for s, q in zip(weights, self.basis, strict=False)]).sum(0)
+        weights = torch.from_numpy(vectors[:, which].copy()).to(self._blocks[0])
+        rows = self._rows()
+        shares = weights.split([BLOCK] * (len(rows) - 1) + [len(weights) - BLOCK * (len(rows) - 1)])
+        return sum(
+            (share @ block[: len(share)] for share, block in zip(shares, rows, strict=True)), rows[0].new_zeros(())
+        )
 
 
 def extremes(
@@ -105,11 +143,17 @@ def eigenvalue(found: Tridiagonal, which: int) -> Measured:
 
 
 def eigenvalues(
-    loss: FullLoss, x: torch.Tensor, *, seed: int = 0, most: int = STEPS, tolerance: float = TOLERANCE
+    loss: FullLoss,
+    x: torch.Tensor,
+    *,
+    seed: int = 0,
+    most: int = STEPS,
+    tolerance: float = TOLERANCE,
+    both: bool = True,
 ) -> tuple[Measured, Measured]:
-    """(largest, smallest) eigenvalue of H(x)."""
+    """(largest, smallest) eigenvalue of H(x); without `both`, the search ends when the largest is known."""
     loss.move(x)
-    found = extremes(product_of(loss), random_start(loss, seed), most=most, tolerance=tolerance)
+    found = extremes(product_of(loss), random_start(loss, seed), most=most, tolerance=tolerance, both=both)
     return eigenvalue(found, -1), eigenvalue(found, 0)
 
 
@@ -143,6 +187,8 @@ def trace(
         probes: vectors for each chunk and pass, at least 2.
         outside: (n, r) with orthonormal columns Q: the trace of (I - QQ')H(I - QQ') instead.
         relative_error: pass again over the data until the standard error is so small, up to `most` vectors a chunk.
+
+    Raises CannotAnswer for products that are not finite.
     """
     if probes < 2:
         raise ValueError(f"expected at least 2 vectors for each chunk, got {probes}: one has no standard error")
@@ -158,6 +204,8 @@ def trace(
                 samples.append([])
                 weights.append(weight)
             samples[c] += (vectors * found).sum(1).tolist()
+        if not np.isfinite(samples).all():
+            raise _not_finite()
         measured, error = _sum_of(weights, samples)
         if relative_error is None or error <= relative_error * abs(measured.estimate or 0.0):
             return measured
@@ -166,12 +214,18 @@ def trace(
 
 
 def hutch_plus_plus(loss: FullLoss, x: torch.Tensor, *, products: int = 12, probes: int = 2, seed: int = 0) -> Measured:
-    """tr H by Hutch++: 2/3 of `products` over all examples on the range of H S, then `probes` a chunk on the rest."""
+    """tr H by Hutch++: the range of H S, exactly, then `probes` vectors a chunk on the rest.
+
+    `products`: with the whole H; half of them find the range, half are for the trace on it.
+    """
     loss.move(x)
     rank = max(1, products // 2)
     generator = torch.Generator().manual_seed(seed)
     sketch = _random_signs(generator, rank, loss)
-    range_of, _ = torch.linalg.qr(loss.products(sketch).T)
+    image = loss.products(sketch)
+    if not bool(image.isfinite().all()):
+        raise _not_finite()
+    range_of, _ = torch.linalg.qr(image.T)
     inside = float((range_of.T * loss.products(range_of.T.contiguous())).sum())
     rest = trace(loss, x, probes=probes, seed=seed + 1, outside=range_of)
     ends = [inside + end if end is not None else None for end in (rest.estimate, rest.low, rest.high)]
@@ -184,6 +238,13 @@ def _signs(loss: FullLoss, count: int, seed: int, outside: torch.Tensor | None) 
     while True:
         drawn = _random_signs(generator, count, loss)
         yield drawn if outside is None else drawn - (drawn @ outside) @ outside.T
+
+
+def _not_finite() -> CannotAnswer:
+    return CannotAnswer(
+        "expected finite products with the Hessian, got nan or inf: the loss is too large there, so measure weights at "
+        "which training had not diverged, or in float64"
+    )
 
 
 def _random_signs(generator: torch.Generator, count: int, loss: FullLoss) -> torch.Tensor:

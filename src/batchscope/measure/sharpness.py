@@ -15,20 +15,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from scipy import optimize, stats
 
+from batchscope.errors import CannotAnswer
 from batchscope.measure.full_loss import FullLoss
 from batchscope.measure.hessian import LEVEL, eigenvalue, extremes, product_of, random_start
 from batchscope.records import BoxSharpness, Measured
-from batchscope.training.batches import examples_in, make_source
+from batchscope.task import Batch
+from batchscope.training.batches import make_source
 
 ITERATIONS = 10  # Keskar et al. 2016, section 2.2.2
 SUBSPACE = 100  # columns of A, the same
 MOST_EVALUATIONS = 15_000  # scipy's own limit; iterations end the search first
-CONVERGED = 1e-9  # scipy's ftol, where iterations do not count
+CONVERGED = (
+    1e-9  # of the rise so far: a step that adds no more ends the search, where iterations do not count (a guess)
+)
+ACROSS = 1e3  # widths of the box that a gradient of the usual size is then scaled to (a guess)
+ROWS = 1 << 16  # of A that are in double precision at once
 RADIUS = 0.5  # rho of ASAM's experiments on CIFAR-10 (Kwon et al. 2021, section 5), where the perturbation is a share
 ASCENT = 20  # steps of the ascent (a guess: it has flattened by then)
 EPOCH = 2_000_000  # the first epoch number of the orders drawn here: training does not get there
@@ -43,42 +50,96 @@ def box_sharpness(
     columns: torch.Tensor | None = None,
     iterations: int | None = ITERATIONS,
 ) -> BoxSharpness:
-    """Keskar's metric, as a percentage.
+    """Keskar's metric, as a percentage, of the largest f that the search came by.
+
+    scipy's test of the gradient's size is off: at weights that were trained well, every entry is below its 1e-5, and
+    the search would end where it began. Values that are not finite are stepped back from: the search has not converged
+    then. Where the gradient is exactly 0 the search cannot begin, and finds 0.
 
     Args:
         x: (n,) float64.
         columns: (p, n), A transposed: see `random_columns`; None: the full space.
-        iterations: of L-BFGS-B; None: until it has converged.
+        iterations: of L-BFGS-B; None: until it has converged, with f scaled so that it gets there. (Its first step is
+            as long as the gradient, and one after that ends where the first coordinate meets the box.)
+
+    Raises CannotAnswer where f(x) is not a number above -1, as the metric needs it to be.
     """
     start = loss.value(x)
-    if columns is None:
-        of_x, dimension = x, loss.size
-    else:
-        of_x, dimension = torch.linalg.lstsq(columns.T.double(), x[:, None]).solution[:, 0], len(columns)
+    if not (math.isfinite(start) and start > -1):
+        raise CannotAnswer(
+            f"task {loss.task.name!r}: expected a finite loss above -1, as Keskar's metric divides by 1 + f, got "
+            f"{start:.4g}: use the eigenvalues"
+        )
+    of_x = x if columns is None else _coordinates(columns, x)
     width = (epsilon * (of_x.abs() + 1)).cpu().numpy()
-
-    def falling(y: np.ndarray) -> tuple[float, np.ndarray]:
-        step = torch.from_numpy(y).to(x)
-        value, gradient = loss.gradient(x + (step if columns is None else columns.T.double() @ step))
-        if columns is not None:
-            gradient = columns.double() @ gradient
-        return -value, -gradient.cpu().numpy()
-
-    limits = {"maxiter": ITERATIONS * 100, "ftol": CONVERGED, "maxfun": MOST_EVALUATIONS}
-    if iterations is not None:
-        limits = {"maxiter": iterations, "maxfun": MOST_EVALUATIONS}
-    bounds = optimize.Bounds(-width, width)
-    found = optimize.minimize(falling, np.zeros(dimension), jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
-    risen = max(0.0, -float(found.fun) - start)
+    search = _Search(loss, x, columns, start)
+    limits = {"maxiter": iterations, "maxfun": MOST_EVALUATIONS, "gtol": 0.0, "ftol": 0.0}
+    if iterations is None:
+        limits |= {"maxiter": ITERATIONS * 100, "ftol": CONVERGED}
+        search.scale_to(width)
+    found = optimize.minimize(
+        search,
+        np.zeros(len(width)),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=optimize.Bounds(-width, width),
+        options=limits,
+    )
     return BoxSharpness(
         space="full" if columns is None else "subspace",
         epsilon=epsilon,
-        percent=100 * risen / (1 + start),
+        percent=100 * (search.largest - start) / (1 + start),
         iterations=int(found.nit),
         evaluations=int(found.nfev),
-        converged=bool(found.success),
+        converged=bool(found.success) and not search.broken,
         examples=loss.examples,
     )
+
+
+class _Search:
+    """scale (f(x) - f(x + A y)) and its gradient in y, for a minimiser; remembers the largest f."""
+
+    def __init__(self, loss: FullLoss, x: torch.Tensor, columns: torch.Tensor | None, start: float) -> None:
+        self.loss, self.x, self.columns = loss, x, columns
+        self.start = self.largest = start
+        self.scale = 1.0
+        self.broken = False  # a value or a gradient was not finite
+
+    def __call__(self, y: np.ndarray) -> tuple[float, np.ndarray]:
+        step = torch.from_numpy(y).to(self.x)
+        value, gradient = self.loss.gradient(self.x + (step if self.columns is None else _combined(self.columns, step)))
+        if not (math.isfinite(value) and bool(gradient.isfinite().all())):
+            self.broken = True
+            return self.scale, np.zeros_like(y)  # worse than where a line search begins: it steps back
+        self.largest = max(self.largest, value)
+        if self.columns is not None:
+            gradient = torch.stack([column.to(gradient) @ gradient for column in self.columns])
+        return self.scale * (self.start - value), -self.scale * gradient.cpu().numpy()
+
+    def scale_to(self, width: np.ndarray) -> None:
+        """So that the first step, of the gradient's size, crosses the box in all but the flattest directions."""
+        _, slope = self(np.zeros_like(width))
+        size = float(np.sqrt(np.mean(np.square(slope))))
+        self.scale = ACROSS * float(width.max()) / size if size > 0 else 1.0
+
+
+def _combined(columns: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(n,) float64: A y, without a copy of A in double precision."""
+    total = torch.zeros(columns.shape[1], dtype=y.dtype, device=y.device)
+    for column, share in zip(columns, y.tolist(), strict=True):
+        total.add_(column, alpha=share)
+    return total
+
+
+def _coordinates(columns: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(p,) float64: A+ x = (A'A)+ A'x, a block of rows at a time."""
+    squared = torch.zeros(len(columns), len(columns), dtype=x.dtype, device=x.device)
+    onto = torch.zeros(len(columns), dtype=x.dtype, device=x.device)
+    for block, part in zip(columns.split(ROWS, dim=1), x.split(ROWS), strict=True):
+        wide = block.to(x)
+        squared += wide @ wide.T
+        onto += wide @ part
+    return torch.linalg.pinv(squared, hermitian=True) @ onto
 
 
 def random_columns(loss: FullLoss, seed: int, count: int = SUBSPACE) -> torch.Tensor | None:
@@ -143,18 +204,27 @@ def batch_sharpness(loss: FullLoss, x: torch.Tensor, batch_size: int, *, draws: 
     Batches are cut from permutations of the task's training data, as in training; each is a draw, without replacement.
     """
     loss.move(x)
-    source, size = make_source(loss.task, seed, loss.device), min(batch_size, loss.task.train_size)
-    batches = (b for k in itertools.count() for b in source.epoch(EPOCH + k, size) if examples_in(b) == size)
     ratios = []
-    for batch in itertools.islice(batches, draws):
+    for batch in itertools.islice(_full_batches(loss, batch_size, seed), draws):
         gradient, product = loss.along_gradient(batch)
         squared = float(gradient @ gradient)
         if squared > 0:
             ratios.append(float(gradient @ product) / squared)
+        elif math.isnan(squared):
+            ratios.append(math.nan)
     if not ratios:
         return Measured(None, None, None, 0, 0, "none: no batch had a gradient")
     n, mean = len(ratios), float(np.mean(ratios))
+    if not math.isfinite(mean):
+        return Measured(None, None, None, n, 0, "none: a batch's gradient is not finite")
     if n < 2:
         return Measured(mean, None, None, n, 0, "none: one batch has no spread")
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(ratios, ddof=1)) / math.sqrt(n)
     return Measured(mean, mean - half, mean + half, n, 0, f"t on {n} batches of {batch_size}")
+
+
+def _full_batches(loss: FullLoss, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Training batches without end, the last short one of an epoch left out."""
+    source, size = make_source(loss.task, seed, loss.device), min(batch_size, loss.task.train_size)
+    for k in itertools.count():
+        yield from itertools.islice(source.epoch(EPOCH + k, size), source.size // size)

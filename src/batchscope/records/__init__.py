@@ -35,7 +35,7 @@ from batchscope.records.advice import (
     Unverified,
 )
 from batchscope.records.branching import Branch, BranchAnswer, BranchPoint
-from batchscope.records.flatness import DistanceRow, FlatnessRow, Growth, SharpnessResult
+from batchscope.records.flatness import DistanceRow, DistanceTrace, FlatnessRow, Growth, SharpnessResult
 from batchscope.records.hardware import (
     MEMORY_OUTCOMES,
     FlopCount,
@@ -87,6 +87,7 @@ from batchscope.records.sharpness import (
     BoxSharpness,
     Continued,
     Density,
+    Landscape,
     LayerDistance,
     Line,
     PointSharpness,
@@ -150,6 +151,7 @@ __all__ = [
     "Deviations",
     "DeviceChoice",
     "DistanceRow",
+    "DistanceTrace",
     "Effect",
     "Engine",
     "Evaluation",
@@ -158,6 +160,7 @@ __all__ = [
     "Goal",
     "GradientNorms",
     "Growth",
+    "Landscape",
     "LawFit",
     "LayerDistance",
     "LearningRateCurve",

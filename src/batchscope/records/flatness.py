@@ -33,13 +33,25 @@ class DistanceRow:
 
 
 @dataclass(frozen=True)
+class DistanceTrace:
+    """|w_t - w_0| along one trial of the study, at its evaluations after the first."""
+
+    batch_size: int
+    policy: str
+    seed: int
+    learning_rate: float
+    steps: tuple[int, ...]
+    distances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Growth:
     """|w_t - w_0| = a + b log(t), over the steps of a batch size's trials: b, and the share of variance explained."""
 
     batch_size: int
     policy: str
     slope: Measured  # b: distance for each factor e of the steps
-    explained: float  # R^2 of the line in log(steps)
+    explained: float  # R^2 of the line in log(steps), mean over the trials
     explained_by_power: float  # R^2 of log distance on log steps, for comparison
     exponent: float  # of that power
 
@@ -57,3 +69,4 @@ class SharpnessResult:
     sentences: tuple[str, ...]
     notes: tuple[str, ...] = ()
     report: str | None = None
+    traces: tuple[DistanceTrace, ...] = ()  # of the study's trials; the page draws them

@@ -62,6 +62,7 @@ class PointSharpness:
     test: dict[str, float] | None = None
     gradient_norm: float = 0.0
     boxes: tuple[BoxSharpness, ...] = ()
+    subset_boxes: tuple[BoxSharpness, ...] = ()  # on few examples: after as many iterations, and at convergence
     largest_eigenvalue: Measured | None = None
     smallest_eigenvalue: Measured | None = None
     trace: Measured | None = None
@@ -94,6 +95,17 @@ class Slice:
     label: str
     places: tuple[float, ...]
     losses: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What `bs.landscape` returns."""
+
+    lines: tuple[Line, ...]
+    slices: tuple[Slice, ...]
+    examples: int  # of the training data that the losses are means over
+    normed: tuple[str, ...] = ()  # batch norm layers, which take each chunk's statistics
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
