@@ -23,23 +23,27 @@ if TYPE_CHECKING:
         Advice,
         BranchAnswer,
         Goal,
+        Landscape,
         Measured,
         MicroBatch,
         NoiseReport,
         NoiseResult,
         ProfileResult,
         ScalingResult,
+        SharpnessResult,
         StudyResult,
     )
     from batchscope.references import cite
     from batchscope.store.sqlite import open_store
     from batchscope.task import Task, load_task
     from batchscope.verbs.ceiling import largest_micro_batch
+    from batchscope.verbs.landscape import landscape
     from batchscope.verbs.noise import noise
     from batchscope.verbs.profile import profile
     from batchscope.verbs.recommend import recommend
     from batchscope.verbs.report import write_report
     from batchscope.verbs.scale import scale
+    from batchscope.verbs.sharpness import sharpness
     from batchscope.verbs.study import study
 
 _HOME = {
@@ -53,6 +57,8 @@ _HOME = {
     "noise": "batchscope.verbs.noise",
     "recommend": "batchscope.verbs.recommend",
     "scale": "batchscope.verbs.scale",
+    "sharpness": "batchscope.verbs.sharpness",
+    "landscape": "batchscope.verbs.landscape",
     "largest_micro_batch": "batchscope.verbs.ceiling",
     "write_report": "batchscope.verbs.report",
     # what a loop of one's own can use
@@ -67,6 +73,8 @@ _HOME = {
     "NoiseReport": "batchscope.records",
     "Advice": "batchscope.records",
     "ScalingResult": "batchscope.records",
+    "SharpnessResult": "batchscope.records",
+    "Landscape": "batchscope.records",
     "BranchAnswer": "batchscope.records",
     "Measured": "batchscope.records",
     "cite": "batchscope.references",
@@ -87,6 +95,7 @@ __all__ = [
     "BranchAnswer",
     "CannotAnswer",
     "Goal",
+    "Landscape",
     "Measured",
     "MicroBatch",
     "NoiseMonitor",
@@ -94,6 +103,7 @@ __all__ = [
     "NoiseResult",
     "ProfileResult",
     "ScalingResult",
+    "SharpnessResult",
     "StepMeter",
     "StoreError",
     "StudyResult",
@@ -103,6 +113,7 @@ __all__ = [
     "UsageError",
     "branches",
     "cite",
+    "landscape",
     "largest_micro_batch",
     "load_task",
     "noise",
@@ -110,6 +121,7 @@ __all__ = [
     "profile",
     "recommend",
     "scale",
+    "sharpness",
     "study",
     "write_report",
 ]

@@ -21,6 +21,7 @@ from batchscope.records import (
     NoiseScale,
     Row,
     ScalingResult,
+    SharpnessResult,
     StudyResult,
 )
 
@@ -203,6 +204,62 @@ _ALL = (
         "Pollux: Co-adaptive Cluster Scheduling for Goodput-Optimized Deep Learning",
         "2008.12260",
     ),
+    Reference(
+        "dinh2017",
+        "Dinh, Pascanu, Bengio, Bengio",
+        2017,
+        "Sharp Minima Can Generalize For Deep Nets",
+        "1703.04933",
+    ),
+    Reference(
+        "li2018",
+        "Li, Xu, Taylor, Studer, Goldstein",
+        2018,
+        "Visualizing the Loss Landscape of Neural Nets",
+        "1712.09913",
+    ),
+    Reference(
+        "kwon2021",
+        "Kwon, Kim, Park, Choi",
+        2021,
+        "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
+        "2102.11600",
+    ),
+    Reference(
+        "cohen2021",
+        "Cohen, Kaur, Li, Kolter, Talwalkar",
+        2021,
+        "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability",
+        "2103.00065",
+    ),
+    Reference(
+        "andreyev2024",
+        "Andreyev, Beneventano",
+        2024,
+        "Edge of Stochastic Stability: Revisiting the Edge of Stability for SGD",
+        "2412.20553",
+    ),
+    Reference(
+        "hutchinson1990",
+        "Hutchinson",
+        1990,
+        "A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian Smoothing Splines",
+        where="Communications in Statistics: Simulation and Computation 19(2), 433-450",
+    ),
+    Reference(
+        "meyer2021",
+        "Meyer, Musco, Musco, Woodruff",
+        2021,
+        "Hutch++: Optimal Stochastic Trace Estimation",
+        "2010.09649",
+    ),
+    Reference(
+        "ubaru2017",
+        "Ubaru, Chen, Saad",
+        2017,
+        "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
+        where="SIAM Journal on Matrix Analysis and Applications 38(4), 1075-1099",
+    ),
 )
 REFERENCES: dict[str, Reference] = {r.key: r for r in _ALL}
 
@@ -216,6 +273,7 @@ _CLAIM_KEYS = {
     7: ("shallue2019", "goyal2017", "hoffer2017"),
     8: ("chang2020",),
     9: ("chang2020",),
+    10: ("keskar2016", "dinh2017"),
 }
 
 
@@ -247,6 +305,8 @@ def keys(record: Any) -> tuple[str, ...]:
         law = ("mccandlish2018",) if record.critical_batch_size is not None else ()
         models = ("patarasuk2009", "sanders2009", "qiao2021")
         return tuple(dict.fromkeys((*models, *law, *(key for claim in record.claims for key in keys(claim)))))
+    if isinstance(record, SharpnessResult):
+        return _sharpness_keys(record)
     if isinstance(record, BranchAnswer):
         return ("merrill2025",)
     if isinstance(record, (Measured, Evaluation)):
@@ -254,6 +314,25 @@ def keys(record: Any) -> tuple[str, ...]:
     raise TypeError(
         f"expected a record of an answer, got {type(record).__name__}: cite a LawFit, Claim, Row, study or noise scale"
     )
+
+
+def _sharpness_keys(result: SharpnessResult) -> tuple[str, ...]:
+    """By what was measured."""
+    data, points = result.data, result.data.points
+    rests = {
+        "keskar2016": any(p.boxes for p in points) or any(line.kind in ("straight", "curved") for line in data.lines),
+        "hutchinson1990": any(p.trace for p in points),
+        "meyer2021": any(p.trace and "exact on" in p.trace.interval for p in points),
+        "ubaru2017": any(p.density for p in points),
+        "kwon2021": any(p.adaptive_sharpness is not None or p.adaptive_eigenvalue for p in points),
+        "cohen2021": any(p.largest_eigenvalue for p in points),
+        "andreyev2024": any(p.batch_sharpness for p in points),
+        "li2018": bool(data.slices) or any(line.kind == "slice" for line in data.lines),
+        "hoffer2017": bool(result.growth),
+        "dinh2017": bool(points),
+    }
+    of_claims = (key for claim in result.claims for key in keys(claim))
+    return tuple(dict.fromkeys((*(key for key, used in rests.items() if used), *of_claims)))
 
 
 def cite(record: Any) -> str:

@@ -21,7 +21,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.phase, self.total, self.done, self.stored = "checking the task", 0, 0, 0
-        self.running: dict[int, str] = {}
+        self.running: dict[int | str, str] = {}
         self.started = time.monotonic()
         self.live = Live(
             console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, get_renderable=self._view
@@ -59,7 +59,10 @@ class Progress:
         elif kind == "probe":
             self._probed(details["probe"])
         elif kind == "progress":
-            self.running[0] = _doing(details)
+            self.running[details.get("label", 0)] = _doing(details)
+        elif kind == "measured":
+            self.running.pop(details["label"], None)
+            self._line(f"  {details['done']}/{details['of']} {details['label']}")
 
     def _ended(self, kind: str, details: dict[str, Any]) -> None:
         self.running.pop(details["trial"], None)
@@ -102,6 +105,8 @@ def _doing(line: dict[str, Any]) -> str:
     """What a worker is at, while it measures seconds or bytes."""
     if line["phase"] == "noise":
         return ", ".join(f"{line[k]:,} {k}" for k in ("steps", "examples") if k in line)
+    if line["phase"] == "sharpness":
+        return f"{line['label']}, {line['what']}: {line['examples']:,} examples gone through"
     if line["phase"] == "timing":
         return f"micro-batch {line['batch_size']}"
     return f"{line['phase']}: {line['bytes'] / 2**20:,.0f} MiB at most so far"
