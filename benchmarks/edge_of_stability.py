@@ -29,8 +29,8 @@ from batchscope.training.seeding import seed_everything
 from batchscope.training.step import make_model, make_step
 from environment import environment, save
 
-EXAMPLES, WIDTH = 1000, 64
-RUNS = {"gradient descent": (EXAMPLES, 0.05, 3000), "SGD": (16, 0.02, 12000)}  # batch size, learning rate, steps
+EXAMPLES, WIDTH = 1000, 200
+RUNS = {"gradient descent": (EXAMPLES, 0.05, 1500), "SGD": (16, 0.06, 16000)}  # batch size, learning rate, steps
 LOOKS = 30
 DRAWS = 300  # batches of the batch sharpness
 LOW, HIGH = 1.8, 2.2

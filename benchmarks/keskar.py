@@ -1,7 +1,7 @@
 """Do large batches end in sharper minima, as Keskar et al. 2016 found? Their network F1 on Fashion-MNIST.
 
 Adam at its default learning rate, batches of 256 (SB) and of a tenth of the training data (LB), each until the mean
-training loss of an epoch has not fallen for PATIENCE epochs, or CAP. At the weights where they end: sharpness in the
+training loss of an epoch has not fallen for PATIENCE epochs and LEAST_STEPS steps, or CAP. At the weights where they end: sharpness in the
 full space and in a random subspace (10 iterations of L-BFGS-B over EXAMPLES of the training data; the paper takes all),
 test accuracy, distance from the initial weights; and what the objections ask for: largest eigenvalue, adaptive
 sharpness, training loss.
@@ -36,7 +36,7 @@ from batchscope.training.step import evaluate, make_model, make_step
 from environment import environment, save
 
 SMALL, SHARE = 256, 0.1
-PATIENCE, CAP = 5, 100  # epochs
+PATIENCE, LEAST_STEPS, CAP = 10, 500, 80  # epochs; a tenth of the data makes ten steps an epoch, too few to say
 EPSILONS = (1e-3, 5e-4)
 EXAMPLES = 40 * 256
 WORK = Path(__file__).parent / ".work" / "keskar"
@@ -87,7 +87,7 @@ def one(task: Task, size: int, seed: int) -> dict[str, Any]:
 
 
 def trained(task: Task, size: int, seed: int) -> dict[str, Any]:
-    """Until the epoch's mean training loss has not fallen for PATIENCE epochs."""
+    """Until the epoch's mean training loss has stopped falling."""
     seed_everything(seed)
     model = make_model(task, CPU)
     initial = {k: v.clone() for k, v in model.state_dict().items()}
@@ -98,7 +98,8 @@ def trained(task: Task, size: int, seed: int) -> dict[str, Any]:
     source, best = make_source(task, seed, CPU), math.inf
     since = 0
     started = time.monotonic()
-    while since < PATIENCE and len(losses) < CAP:
+    patience = max(PATIENCE, math.ceil(LEAST_STEPS * size / task.train_size))
+    while since < patience and len(losses) < CAP:
         counted.reset()
         for batch in source.epoch(len(losses), size):
             step(batch)
@@ -111,7 +112,7 @@ def trained(task: Task, size: int, seed: int) -> dict[str, Any]:
         "initial": initial,
         "losses": losses,
         "epochs": len(losses),
-        "plateau": since >= PATIENCE,
+        "plateau": since >= patience,
     }
 
 
