@@ -16,6 +16,7 @@ import batchscope as bs
 from batchscope.analysis.table import to_json
 from batchscope.errors import CannotAnswer
 from batchscope.task import Task
+from batchscope.verbs.study import short_last_batches
 
 from .conftest import Ask
 from .studies import Heard, data_of, hearing, kinds
@@ -132,3 +133,11 @@ def test_an_own_point_that_does_not_train_leaves_no_goal(small: Task, ask: Ask) 
         ask(dataclasses.replace(small, goal=None, loss=loss), batch_sizes=(64,))
     with pytest.raises(CannotAnswer, match="give a goal, or a learning rate that trains"):
         ask(dataclasses.replace(small, goal=None, lr=3000.0))
+
+
+@pytest.mark.parametrize(("train_size", "size", "better"), [(49152, 4915, 4916), (1000, 333, 334), (1000, 999, 1000)])
+def test_a_last_batch_that_is_far_smaller_is_spoken_of(train_size: int, size: int, better: int) -> None:
+    (note,) = short_last_batches(train_size, (8, size))
+    assert f"{train_size % size:,} example" in note
+    assert note.endswith(f"{better:,} would leave none so small.")
+    assert short_last_batches(train_size, (better, train_size, 8)) == []
