@@ -29,7 +29,7 @@ test-frameworks: setup-dev   ## what needs Lightning, Transformers, Accelerate o
 	$(PIP) -e ".[dev,frameworks,ray]"
 	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest tests/sweep/test_cluster.py tests/sweep/test_ray.py tests/sweep/test_launched.py \
 		tests/sweep/test_kill_storm.py tests/training/test_sharding.py tests/training/test_batch_norm_on_ranks.py \
-		tests/verbs/test_study_on_devices.py
+		tests/verbs/test_study_on_devices.py tests/remedies/test_on_ranks.py
 	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py
 
 check: setup-dev             ## lint, format, types, import direction
@@ -46,11 +46,13 @@ bench: setup-dev             ## comparisons as ratios, with the environment they
 	$(BIN)/python benchmarks/law_coverage.py
 	$(BIN)/python benchmarks/noise_coverage.py
 
-bench-peers: setup-dev       ## beside BackPACK and gns-pytorch, and beside TensorFlow, which get environments of their own
+bench-peers: setup-dev       ## beside BackPACK, gns-pytorch, PyHessian and TensorFlow, which stay out of our environment
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -c constraints.txt torch numpy scipy packaging einops
 	.venv-peers/bin/python -m pip install -q --no-deps backpack-for-pytorch unfoldNd gns-pytorch
 	$(BIN)/python benchmarks/noise.py --save --peers .venv-peers/bin/python
+	$(PIP) --no-deps --target benchmarks/.work/peers pyhessian
+	$(BIN)/python benchmarks/sharpness.py --save
 	test -x .venv-tensorflow/bin/python || $(PYTHON) -m venv .venv-tensorflow
 	.venv-tensorflow/bin/python -m pip install -q tensorflow-cpu
 	$(BIN)/python benchmarks/parallel.py --save --peers .venv-tensorflow/bin/python

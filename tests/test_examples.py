@@ -36,11 +36,13 @@ NOISE = {  # the framework, the source, and the parts of a batch of 64: one task
 }
 DDP = "11_noise_ddp.py"
 BRANCHES = "12_branches.py"
+GROWING = "13_growing_batch.py"
 WHOLE = pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="whole examples: make test-frameworks")
 
 
 def test_every_example_is_run_here() -> None:
-    assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, "02_notebook.py", *METERED, *NOISE, DDP, BRANCHES}
+    others = {"02_notebook.py", DDP, BRANCHES, GROWING}
+    assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, *METERED, *NOISE, *others}
 
 
 @WHOLE
@@ -164,3 +166,15 @@ def test_branches(capsys: pytest.CaptureFixture) -> None:
     assert [p.k for p in answer.points] == [0.5, 1, 2, 4]
     assert answer.evidence.startswith("Weaker")
     assert answer.evidence in capsys.readouterr().out
+
+
+@WHOLE
+def test_growing_batch(capsys: pytest.CaptureFixture) -> None:
+    """The batch grows, the loop ends with its examples and, within a step, with its schedule."""
+    controller = runpy.run_path(str(EXAMPLES / GROWING))["main"]()
+    sizes = [32, *(change.after for change in controller.changes)]
+    assert len(sizes) > 3
+    assert sizes == sorted(sizes)
+    assert 0 <= controller.examples - 30 * 1797 < sizes[-1]
+    assert controller.optimizer.param_groups[0]["lr"] < 0.001
+    assert capsys.readouterr().out.count("batch size ") == len(controller.changes)

@@ -26,12 +26,13 @@ ALLOWED = {
     "tasks": READING | {"task"},
     "training": TRAINING,
     "measure": TRAINING | {"analysis", "training"},  # the monitor answers in its own loop
-    "sweep": READING | TRAINING | {"store", "report", "training", "measure"},
-    "testing": READING | TRAINING | {"store", "training", "sweep"},
-    "verbs": READING | TRAINING | {"store", "report", "training", "measure", "sweep"},
-    "integrations": FACTS | {"training", "measure", "verbs"},
+    "remedies": TRAINING | {"analysis", "training", "measure"},
+    "sweep": READING | TRAINING | {"store", "report", "training", "measure", "remedies"},
+    "testing": READING | TRAINING | {"store", "training", "remedies", "sweep"},
+    "verbs": READING | TRAINING | {"store", "report", "training", "measure", "remedies", "sweep"},
+    "integrations": FACTS | {"training", "measure", "remedies", "verbs"},
     "__main__": {"cli"},
-    "cli": READING | TRAINING | {"store", "report", "training", "measure", "sweep", "verbs"},
+    "cli": READING | TRAINING | {"store", "report", "training", "measure", "remedies", "sweep", "verbs"},
 }
 WITHOUT_TORCH = (
     "records",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StudyResult,
     )
     from batchscope.references import cite
+    from batchscope.remedies.controller import BatchSizeController
     from batchscope.store.sqlite import open_store
     from batchscope.task import Task, load_task
     from batchscope.verbs.ceiling import largest_micro_batch
@@ -65,6 +66,7 @@ _HOME = {
     "StepMeter": "batchscope.measure.meter",
     "NoiseMonitor": "batchscope.measure.monitor",
     "branches": "batchscope.measure.branching",
+    "BatchSizeController": "batchscope.remedies.controller",
     # what is answered
     "StudyResult": "batchscope.records",
     "ProfileResult": "batchscope.records",
@@ -91,6 +93,7 @@ _HOME = {
 
 __all__ = [
     "Advice",
+    "BatchSizeController",
     "BatchscopeError",
     "BranchAnswer",
     "CannotAnswer",

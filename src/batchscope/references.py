@@ -260,6 +260,70 @@ _ALL = (
         "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
         where="SIAM Journal on Matrix Analysis and Applications 38(4), 1075-1099",
     ),
+    Reference(
+        "krizhevsky2014",
+        "Krizhevsky",
+        2014,
+        "One weird trick for parallelizing convolutional neural networks",
+        where="arXiv:1404.5997",
+    ),
+    Reference(
+        "malladi2022",
+        "Malladi, Lyu, Panigrahi, Arora",
+        2022,
+        "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
+        "2205.10287",
+    ),
+    Reference(
+        "marek2025",
+        "Marek, Lotfi, Somasundaram, Wilson, Goldblum",
+        2025,
+        "Small Batch Size Training for Language Models: When Vanilla SGD Works, and Why Gradient Accumulation Is "
+        "Wasteful",
+        "2507.07101",
+    ),
+    Reference(
+        "you2017",
+        "You, Gitman, Ginsburg",
+        2017,
+        "Large Batch Training of Convolutional Networks",
+        "1708.03888",
+    ),
+    Reference(
+        "you2019",
+        "You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer, Hsieh",
+        2019,
+        "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
+        "1904.00962",
+    ),
+    Reference(
+        "bergsma2025",
+        "Bergsma, Dey, Gosal, Gray, Soboleva, Hestness",
+        2025,
+        "Power Lines: Scaling Laws for Weight Decay and Batch Size in LLM Pre-training",
+        "2505.13738",
+    ),
+    Reference(
+        "izmailov2018",
+        "Izmailov, Podoprikhin, Garipov, Vetrov, Wilson",
+        2018,
+        "Averaging Weights Leads to Wider Optima and Better Generalization",
+        "1803.05407",
+    ),
+    Reference(
+        "szegedy2016",
+        "Szegedy, Vanhoucke, Ioffe, Shlens, Wojna",
+        2016,
+        "Rethinking the Inception Architecture for Computer Vision",
+        "1512.00567",
+    ),
+    Reference(
+        "busbridge2023",
+        "Busbridge, Ramapuram, Ablin, Likhomanenko, Dhekane, Suau, Webb",
+        2023,
+        "How to Scale Your EMA",
+        "2307.13813",
+    ),
 )
 REFERENCES: dict[str, Reference] = {r.key: r for r in _ALL}
 

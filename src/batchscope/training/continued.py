@@ -40,7 +40,7 @@ from batchscope.task import Batch, Task
 from batchscope.training.batches import examples_in, split, units_in
 from batchscope.training.loop import Evaluator, steps_within, train
 from batchscope.training.seeding import drawing_from, mix
-from batchscope.training.step import make_model
+from batchscope.training.step import evaluation_of, make_model
 from batchscope.training.weights import Snapshot, Weights, on_host
 
 NOISE_STREAM = 4_000_000  # of xi, beside a run's seed: no epoch's order is drawn from it
@@ -174,7 +174,7 @@ def noisy(task: Task, size: int, seed: int) -> Task:
         losses = (a * task.batch_loss(model, part) for a, (_, part) in zip(weights, parts, strict=True))
         return torch.stack(list(losses)).sum() if parts else task.batch_loss(model, batch)
 
-    return dataclasses.replace(task, step=step, evaluate=_evaluation(task))
+    return dataclasses.replace(task, step=step, evaluate=evaluation_of(task))
 
 
 def part_weights(units: Sequence[int], times: float, generator: torch.Generator) -> list[float]:
@@ -188,23 +188,6 @@ def part_weights(units: Sequence[int], times: float, generator: torch.Generator)
     drawn = torch.randn(len(units), generator=generator, dtype=torch.float64)
     pushed = (share * (times - 1) / (len(units) - 1)).sqrt() * drawn
     return (share + pushed - share * pushed.sum()).tolist()
-
-
-def _evaluation(task: Task) -> Callable[[torch.nn.Module, Batch], Mapping[str, Any]]:
-    """How the task is evaluated, as a function that it can be given: a `step` would stand in for its loss."""
-    if task.evaluate is not None:
-        return task.evaluate
-    if (own := task.step) is not None:
-        return lambda model, batch: {"loss": own(model, batch)}
-
-    def evaluated(model: torch.nn.Module, batch: Batch) -> Mapping[str, Any]:
-        output = model(batch[0])
-        loss = float(task.loss_of(output, batch[1]))
-        if not math.isfinite(loss):  # no metric sees such outputs
-            return dict.fromkeys(("loss", *task.metrics), math.nan)
-        return {"loss": loss} | {name: metric(output, batch[1]) for name, metric in task.metrics.items()}
-
-    return evaluated
 
 
 def _notes(task: Task, size: int) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -238,3 +239,20 @@ def _values(task: Task, model: torch.nn.Module, batch: Batch, precision: str) ->
     if not math.isfinite(loss):
         return dict.fromkeys(("loss", *task.metrics), math.nan)
     return {"loss": loss} | {name: float(metric(output, batch[1])) for name, metric in task.metrics.items()}
+
+
+def evaluation_of(task: Task) -> Callable[[torch.nn.Module, Batch], Mapping[str, Any]]:
+    """How the task is evaluated, as an `evaluate` of its own would do it: for one whose training sees another loss."""
+    if task.evaluate is not None:
+        return task.evaluate
+    if (own := task.step) is not None:
+        return lambda model, batch: {"loss": own(model, batch)}
+
+    def evaluated(model: torch.nn.Module, batch: Batch) -> Mapping[str, Any]:
+        output = model(batch[0])
+        loss = float(task.loss_of(output, batch[1]))
+        if not math.isfinite(loss):  # no metric sees such outputs
+            return dict.fromkeys(("loss", *task.metrics), math.nan)
+        return {"loss": loss} | {name: metric(output, batch[1]) for name, metric in task.metrics.items()}
+
+    return evaluated

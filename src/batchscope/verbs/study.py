@@ -181,8 +181,9 @@ def short_last_batches(train_size: int, batch_sizes: Sequence[int]) -> list[str]
     """
     rests = {size: train_size % size for size in batch_sizes if size < train_size}
     return [
-        f"At batch size {size:,} the last batch of every epoch has {rest:,} example{'s' * (rest > 1)}, whose step is as "
-        f"long as the others' and far noisier: {math.ceil(train_size / (train_size // size)):,} would leave none so small."
+        f"At batch size {size:,} the last batch of every epoch has {rest:,} example{'s' * (rest > 1)}, whose step is "
+        f"as long as the others' and far noisier: {math.ceil(train_size / (train_size // size)):,} would leave none so "
+        "small."
         for size, rest in rests.items()
         if 0 < rest <= size // FAR_SMALLER
     ]
