@@ -29,7 +29,7 @@ test-frameworks: setup-dev   ## what needs Lightning, Transformers, Accelerate o
 	$(PIP) -e ".[dev,frameworks,ray]"
 	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest tests/sweep/test_cluster.py tests/sweep/test_ray.py tests/sweep/test_launched.py \
 		tests/sweep/test_kill_storm.py tests/training/test_sharding.py tests/training/test_batch_norm_on_ranks.py \
-		tests/verbs/test_study_on_devices.py tests/remedies/test_on_ranks.py
+		tests/verbs/test_study_on_devices.py tests/remedies/test_on_ranks.py tests/remedies/test_controller_resumed.py
 	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py
 
 check: setup-dev             ## lint, format, types, import direction

@@ -62,7 +62,7 @@ def main() -> None:
     where = environment()
     print("  ".join(f"{k}: {v}" for k, v in where.items()), flush=True)
     task = keskar_task.task()
-    large = round(SHARE * task.train_size)
+    large = math.ceil(SHARE * task.train_size)  # rounded down, each epoch would end with a batch of 2 examples
     runs = [(size, seed) for seed in range(arguments.seeds) for size in (SMALL, large)]
     found = [one(task, *run) for run in (reversed(runs) if arguments.reverse else runs)]
     table = compared(found, large)

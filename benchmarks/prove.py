@@ -31,6 +31,8 @@ ITEMS = {
     "parallel": ["parallel.py", "--check", "--save"],
     "scaling_check": ["scaling_check.py", "--check", "--save"],
     "scaling_simulation": ["scaling_simulation.py", "--save"],
+    "edge_of_stability": ["edge_of_stability.py", "--check", "--save"],
+    "keskar": ["keskar.py", "--save"],
     "real_studies": ["real_studies.py", "--check", "--save"],
 }
 

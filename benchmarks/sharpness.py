@@ -68,8 +68,9 @@ def main() -> None:
     if arguments.save:
         result = {"environment": where, "images": IMAGES, "truth": truth, "repeats": rows, "ratios": ratios}
         print(save("sharpness", result))
-    if arguments.check and min(ratios.values()) < TARGET:
-        print(f"MISSED {min(ratios.values()):.2f} < {TARGET}")
+    worse = [r for r in rows if r["our_eigenvalue_error"] > r["their_eigenvalue_error"]]
+    if arguments.check and (worse or min(ratios.values()) < TARGET):
+        print(f"MISSED {min(ratios.values()):.2f} < {TARGET}, or a larger error in {len(worse)} repeats")
         sys.exit(1)
 
 
@@ -104,7 +105,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 def one_repeat(
     task: bs.Task, model: nn.Module, loss: FullLoss, x: torch.Tensor, truth: float, repeat: int
 ) -> dict[str, float]:
-    """Both, in an order that changes from repeat to repeat."""
+    """Theirs first: the standard error of their trace is what ours goes on to."""
     loss.move(x)
     found: dict[str, Any] = {}
 
@@ -118,7 +119,7 @@ def one_repeat(
     def ours() -> None:
         seconds, (largest, _) = timed(lambda: eigenvalues(loss, x, seed=repeat, both=False))
         found["our eigenvalue"] = seconds, largest.estimate
-        aim = standard_error(found["their trace"][1]) if "their trace" in found else 0.01
+        aim = standard_error(found["their trace"][1])
         seconds, measured = timed(lambda: trace(loss, x, seed=repeat, relative_error=aim, most=4096))
         found["our trace"] = seconds, measured
 

@@ -9,6 +9,7 @@ Each is multiplied by e^(SIGMA z), z shared by the batch sizes of a seed but for
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -126,17 +127,42 @@ def pictures(sizes: tuple[int, ...], policy: str) -> tuple[tuple[Line, ...], tup
     return (line("straight", ends), line("curved", ends), *slices), tuple(heat)
 
 
-def continued(small: int, large: int) -> tuple[Continued, ...]:
-    """Warm starts both ways and injected noise, two seeds each."""
+SWITCH, LOST = 0.5, 0.8  # what a whole switch from small to large makes of curvature and boxes, and of the lowest loss
+NOISY = 0.7  # what injected noise makes of curvature and boxes
+OWN = 0.02  # sd of what a continued run has of its own
+
+
+def continued(small: int, large: int, policy: str = "held") -> tuple[Continued, ...]:
+    """Warm starts both ways and injected noise, two seeds each: SWITCH^share and LOST^share, or back."""
     runs = []
     for seed in (0, 1):
-        for start, size in ((small, large), (large, small)):
-            runs += [
-                Continued("warm start", size, start, epochs, seed, point(size, "held", seed), 0.3 + 0.01 * seed)
-                for epochs in (0.0, 2.0, 8.0)
-            ]
-        runs.append(Continued("noise injected", large, small, 0.0, seed, point(small, "held", seed), 0.29))
+        for start, size, sign in ((small, large, 1), (large, small, -1)):
+            for share in (0.25, 0.5, 1.0):
+                p, lost = switched(point(size, policy, seed), SWITCH ** (sign * share)), LOST ** (sign * share)
+                epochs, reached = share * (8 + seed), lost * p.validation["loss"]
+                runs.append(Continued("warm start", size, start, epochs, seed, p, reached, share))
+        p = switched(point(large, policy, seed), NOISY)
+        runs.append(Continued("noise injected", large, small, 0.0, seed, p, p.validation["loss"]))
     return tuple(runs)
+
+
+def switched(p: PointSharpness, factor: float) -> PointSharpness:
+    """The point with its boxes and curvature times a factor, and a little noise of its own."""
+    rng = np.random.default_rng([round(1000 * factor), p.batch_size or 0, p.seed or 0])
+    z = [factor * math.exp(OWN * rng.standard_normal()) for _ in range(4)]
+
+    def times(m: Measured | None, by: float) -> Measured | None:
+        if m is None or m.estimate is None or m.low is None or m.high is None:
+            return m
+        return dataclasses.replace(m, estimate=by * m.estimate, low=by * m.low, high=by * m.high)
+
+    return dataclasses.replace(
+        p,
+        boxes=tuple(dataclasses.replace(b, percent=z[0] * b.percent) for b in p.boxes),
+        largest_eigenvalue=times(p.largest_eigenvalue, z[1]),
+        trace=times(p.trace, z[2]),
+        adaptive_eigenvalue=times(p.adaptive_eigenvalue, z[3]),
+    )
 
 
 def made_up_sharpness(
@@ -161,7 +187,7 @@ def made_up_sharpness(
         chunk=256,
         lines=lines,
         slices=slices,
-        continued=continued(sizes[0], sizes[-1]) if causes else (),
+        continued=continued(sizes[0], sizes[-1], policies[0]) if causes else (),
         sample_sizes=((128, 9.0), (256, 7.5), (512, 6.6), (1024, 6.1)) if drawn else (),
         settings={"probes": 5.0, "radius": 0.5, "draws": 64.0},
         study_id="abc123",

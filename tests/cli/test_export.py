@@ -198,7 +198,8 @@ def test_the_csv_of_a_sharpness_holds_causal_runs_and_lines(here: Here) -> None:
     for run in data.continued:
         of = {(row["measure"], row["part"]): row["value"] for row in rows if row["kind"] == run.kind}
         assert float(of["reached_loss", ""]) == run.reached_loss
-        assert (of["from_batch_size", ""], of["from_epochs", ""]) == (str(run.from_batch_size), repr(run.from_epochs))
+        expected = (str(run.from_batch_size), repr(run.from_epochs), repr(run.share))
+        assert (of["from_batch_size", ""], of["from_epochs", ""], of["share", ""]) == expected
         assert float(of["accuracy", "validation"]) == run.point.validation["accuracy"]
     found = [row for row in rows if row["kind"] in ("straight", "curved", "slice")]
     drawn = [

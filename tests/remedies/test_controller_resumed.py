@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import copy
 import io
 from collections.abc import Callable
@@ -124,6 +125,7 @@ def _decide(replicas: Replicas) -> list[tuple[int, float]]:
     return found
 
 
+@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="two processes: make test-frameworks")
 def test_all_ranks_decide_alike() -> None:
     both = on_ranks(2, _decide)
     assert both[0] == both[1]

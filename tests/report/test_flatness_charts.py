@@ -20,6 +20,7 @@ from batchscope.records import Density, SharpnessResult
 from batchscope.report import flatness_charts as charts
 from batchscope.report import flatness_pictures as pictures
 from batchscope.report.charts import Panel
+from batchscope.report.noise_words import cell
 
 
 def sharp_panels(result: SharpnessResult) -> list[Panel]:
@@ -160,10 +161,22 @@ def test_a_density_integrates_to_one_and_its_band_is_that_of_the_starts() -> Non
 
 def test_causal_runs_are_drawn_against_their_switch() -> None:
     panels = {p.title: p for p in drawn(whole, charts.cause_panels)}
-    assert list(panels) == ["sharpness (box, %)", name.LARGEST, "lowest validation loss"]
-    rows = rows_of(panels["lowest validation loss"])
-    assert {r["x"] for r in rows if "x" in r} == {0.0, 2.0, 8.0}
-    assert {"y": 0.29, "series": "batch size 64 with the noise of 8"} in rows
+    assert list(panels) == ["sharpness (box, full space, eps 0.001)", name.LARGEST, "lowest validation loss"]
+    panel = panels["lowest validation loss"]
+    marks = {(m["series"], m["x"]): m for m in marks_of(panel)}
+    paths = {64: "from batch size 8 to 64", 8: "from batch size 64 to 8"}
+    levels = [r for r in rows_of(panel) if r["series"] == "batch size 64 with the noise of 8"]
+    for row in whole().causes:
+        m = row.measures["lowest validation loss"]
+        if row.kind == "noise injected":
+            assert levels == [{"y": pytest.approx(m.estimate, rel=1e-4), "series": levels[0]["series"]}]
+            assert f"{levels[0]['series']}: {cell(m, '–')}" in panel.label
+            continue
+        mark = marks.pop((paths[row.batch_size], row.share))  # uninterrupted: at 0
+        assert [mark["y"], mark["low"], mark["high"]] == pytest.approx([m.estimate, m.low, m.high], rel=1e-4)
+    assert marks == {}
+    seeds = [r for r in rows_of(panel) if set(r) == {"x", "y", "series"}]
+    assert len(seeds) == 2 * 2 * 4  # both ways, two seeds, uninterrupted and three shares
 
 
 def test_sample_sizes_are_joined() -> None:

@@ -71,6 +71,7 @@ def test_the_page_begins_with_the_answer_and_holds_every_number(
     places = [text.index(" ".join(s.split())) for s in sentences_of(result)]
     assert places == sorted(places)
     values = [m for r in result.rows for m in r.measures.values()] + [c.effect.ratio for c in result.claims]
+    values += [m for r in result.causes for m in (*r.measures.values(), *r.ratios.values())]
     for m in [*values, *(d.distance for d in result.distances), *(g.slope for g in result.growth)]:
         assert cell(m, "–") in text
     for name, value in facts_of(result):

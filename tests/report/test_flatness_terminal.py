@@ -31,6 +31,7 @@ def numbers_of(result: SharpnessResult) -> set[str]:
     values = [m for r in result.rows for m in r.measures.values()]
     values += [c.effect.ratio for c in result.claims] + [d.distance for d in result.distances]
     values += [g.slope for g in result.growth]
+    values += [m for r in result.causes for m in (*r.measures.values(), *r.ratios.values())]
     return {word for m in values for word in cell(m).split()}
 
 
@@ -87,6 +88,18 @@ def test_parameters_that_begin_at_zero_have_no_relative_distance() -> None:
     table = tables.layers_table(held())
     assert [row[0] for row in table.cells] == ["features.0.weight", "classifier.weight"]
     assert table.headings == ["parameter", "8 held", "64 held"]
+
+
+def test_causal_runs_have_a_row_for_each_kind_and_a_side_for_each_ratio() -> None:
+    ended, against = tables.cause_tables(whole())
+    assert len(ended.cells) == len(whole().causes) == 9
+    assert [row[:4] for row in ended.cells[3:5]] == [
+        ["from 64 after 100 %", "8", "8.50", "2"],
+        ["uninterrupted", "64", "–", "2"],
+    ]
+    assert ended.headings[4:7] == ["box sharpness, eps 0.001 (%)", "largest eigenvalue", "lowest validation loss"]
+    assert [row[:2] for row in against.cells[-2:]] == [["from 8 after 100 %", "64"], ["noise of 8", "64"]]
+    assert [text.split("] ")[1] for text in against.cells[-1][2:]] == ["lower", "lower", "within 5 %"]
 
 
 def test_hostile_names_are_shown_as_they_are() -> None:

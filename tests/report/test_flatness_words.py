@@ -86,18 +86,34 @@ def test_growth_tells_the_better_of_both_lines() -> None:
     assert "follows a power law of the steps more closely" in text_of(dataclasses.replace(whole(), growth=growth))
 
 
-def test_causal_runs_are_told_at_the_first_and_the_last_switch() -> None:
-    text = text_of(whole())
-    assert "Switched from batch size 8 to 64, training ended after 0 epochs at a largest eigenvalue of " in text
-    assert ", after 8 epochs at a largest eigenvalue of " in text
-    assert "Batch size 64 with the gradient noise of 8 injected ended at" in text
+def test_causal_runs_are_told_with_their_intervals_and_sides() -> None:
+    text = said.sentences_of(whole())[-1]
+    row = next(r for r in whole().causes if (r.batch_size, r.share) == (64, 1.0))
+    box, largest, lowest = row.ratios.values()
+    assert text.startswith(
+        "Switched from batch size 8 to 64 at the lowest validation loss of 8, training ended with its box sharpness "
+        f"lower, {box.estimate:.2f} times (95 % interval {box.low:.2f} to {box.high:.2f}), largest eigenvalue lower, "
+        f"{largest.estimate:.2f} times ({largest.low:.2f} to {largest.high:.2f}) and lowest validation loss lower, "
+        f"{lowest.estimate:.2f} times ({lowest.low:.2f} to {lowest.high:.2f}), against 64 uninterrupted; switched "
+        "after 25 and 50 % of that way, box sharpness, largest eigenvalue and lowest validation loss lower. "
+    )
+    assert "Switched from batch size 64 to 8 at the lowest validation loss of 64" in text
+    assert "Batch size 64 with the gradient noise of 8 injected ended with its box sharpness lower, 0.7" in text
+    assert "and lowest validation loss within 5 %, 1.00 times" in text
+    assert "not corrected for their number" in text
     assert "Switched" not in text_of(held())
 
 
-def test_a_continued_run_that_never_had_a_loss_is_said() -> None:
-    runs = tuple(dataclasses.replace(r, reached_loss=math.inf) for r in whole().data.continued)
-    text = text_of(dataclasses.replace(whole(), data=dataclasses.replace(whole().data, continued=runs)))
-    assert "and no finite validation loss (no interval)." in text
+def test_causal_runs_with_nothing_to_compare_say_so() -> None:
+    data = whole().data
+    runs = tuple(dataclasses.replace(r, reached_loss=math.inf) for r in data.continued)
+    lost = analyse_sharpness(dataclasses.replace(data, continued=runs), None)
+    assert "against 64 uninterrupted; lowest validation losses cannot be compared" in text_of(lost)
+    tuned = tuple(p for p in data.points if p.policy == "tuned")
+    alone = text_of(analyse_sharpness(dataclasses.replace(data, points=tuned), None))
+    assert "; no uninterrupted run of 64 with the same seed is known to compare it with." in alone
+    one = analyse_sharpness(dataclasses.replace(data, continued=tuple(r for r in runs if r.seed == 0)), None)
+    assert "largest eigenvalue not resolved, 0.49 times (without an interval)" in text_of(one)
 
 
 def test_what_is_not_repeatable_is_a_fact_and_one_note() -> None:

@@ -63,6 +63,7 @@ def test_every_reported_trial_is_a_point(answered: SharpnessResult) -> None:
     assert all(p.largest_eigenvalue is not None and p.trace is not None and len(p.boxes) == 2 for p in points)
     assert all(p.distance > 0 and p.initial_norm > 0 and len(p.layers) == 4 for p in points)
     assert {c.number for c in answered.claims} == {6, 10}
+    assert any("the model has 66 parameters, the subspace would have 100 dimensions" in n for n in answered.notes)
 
 
 def test_a_point_is_what_its_weights_say(studied: tuple[Path, StudyResult], answered: SharpnessResult) -> None:
@@ -103,6 +104,37 @@ def test_asked_again_measures_nothing(
     monkeypatch.setattr("batchscope.verbs.sharpness.do_all", None)
     again = bs.sharpness(study_id(store), task=small_task(), store=store, **OPTIONS)
     assert again.data == answered.data
+
+
+def test_causal_runs_stand_beside_the_trials_that_they_left(
+    studied: tuple[Path, StudyResult], answered: SharpnessResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a whole way, which can be the whole budget."""
+    monkeypatch.setattr("batchscope.verbs.causes.SHARES", (1.0,))
+    store, _ = studied
+    result = bs.sharpness(study_id(store), task=small_task(), store=store, **OPTIONS, causes=True)
+    assert result.data.points == answered.data.points
+    assert len(result.data.continued) == 2 * (2 + 1)
+    assert [(r.batch_size, r.kind, r.share, r.seeds) for r in result.causes] == [
+        (10, "uninterrupted", 0.0, 2),
+        (10, "warm start", 1.0, 2),
+        (100, "uninterrupted", 0.0, 2),
+        (100, "warm start", 1.0, 2),
+        (100, "noise injected", 0.0, 2),
+    ]
+    trials = {(p.batch_size, p.seed): p for p in result.data.points}
+    for run in result.data.continued:
+        before = run.from_epochs * 300
+        if run.kind == "warm start":
+            assert before == pytest.approx(run.share * trials[run.from_batch_size, run.seed].examples)
+        assert run.point.policy == "held"
+        assert before <= run.point.examples <= before + 6000  # a whole budget after it
+        assert run.reached_loss == pytest.approx(run.point.validation["loss"], rel=1e-5)
+    assert any(run.point.examples > 6000 for run in result.data.continued)
+    for row in result.causes:
+        told = ["largest eigenvalue", "lowest validation loss"]
+        assert row.kind == "uninterrupted" or [m for m in row.ratios if not m.startswith("sharpness")] == told
+        assert all(m.low is not None and "df" in m.interval for m in row.ratios.values())
 
 
 def test_what_was_measured_before_a_stop_is_kept(

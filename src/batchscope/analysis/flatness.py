@@ -1,16 +1,14 @@
-"""What does one `sharpness` answer? Rows over seeds, claims 10 and 6, distances at equal terms, and their growth."""
+"""What does one `sharpness` answer? Rows over seeds, claims 10 and 6, distances at equal terms, causal runs."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from batchscope.analysis.causes import cause_rows
 from batchscope.analysis.flatness_claims import judge_flatness, policies_of, rates_at
-from batchscope.analysis.flatness_measures import Measure, measures_of
+from batchscope.analysis.flatness_measures import measures_of, over_seeds
 from batchscope.analysis.growth import distance_rows, growth_of, left_out, traces_of
-from batchscope.analysis.target import Value
-from batchscope.analysis.uncertainty import pooled
 from batchscope.records import (
     FlatnessRow,
     Measured,
@@ -42,6 +40,7 @@ def analyse_sharpness(data: SharpnessData, study: StudyData | None) -> Sharpness
         sentences=(),
         notes=notes_of(data, study),
         traces=traces,
+        causes=cause_rows(data),
     )
 
 
@@ -51,34 +50,12 @@ def _study_rows(data: SharpnessData) -> list[FlatnessRow]:
     for policy in policies_of(data):
         points = [p for p in data.points if p.policy == policy and p.batch_size is not None]
         arms = {b: [p for p in points if p.batch_size == b] for b in sorted({p.batch_size or 0 for p in points})}
-        known = {m.name: _over_seeds(m, arms) for m in measures_of(points)}
+        known = {m.name: over_seeds(m, arms) for m in measures_of(points)}
         for b, arm in arms.items():
             values = {name: of[b] for name, of in known.items()}
             label = f"batch size {b}, {policy}" if policy else f"batch size {b}"
             rows.append(FlatnessRow(b, policy, label, rates_at(points, b), len(arm), values))
     return rows
-
-
-def _over_seeds(measure: Measure, arms: dict[int, list[PointSharpness]]) -> dict[int, Measured]:
-    """`pooled` over the batch sizes: on logs, or on the raw scale where the measure, or one value, is not positive.
-
-    With one seed each there is no spread to pool: a value then keeps its estimator's own interval.
-    """
-    found = {b: [m for p in arm if (m := measure.of(p)) is not None] for b, arm in arms.items()}
-    if all(len(values) < 2 for values in found.values()):
-        return {b: _one_seed(values) for b, values in found.items()}
-    values = {b: [Value(m.estimate) for m in ms if m.estimate is not None] for b, ms in found.items()}
-    log = measure.log and all(v.value > 0 for vs in values.values() for v in vs)
-    return pooled(values, log)
-
-
-def _one_seed(values: Sequence[Measured]) -> Measured:
-    if not values:
-        return Measured(None, None, None, 0, 0, "none: no seed gave a value")
-    (m,) = values
-    own = m.low is not None or m.high is not None
-    text = f"{m.interval}; one seed, whose spread is not in it"
-    return dataclasses.replace(m, interval=text if own else "none: one seed per batch size has no spread")
 
 
 def _file_rows(data: SharpnessData) -> list[FlatnessRow]:

@@ -7,9 +7,12 @@ where a network is rescaled without changing what it computes (Dinh et al. 2017)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from batchscope.analysis.target import Value
+from batchscope.analysis.uncertainty import pooled
 from batchscope.records import BoxSharpness, Measured, PointSharpness
 
 EDGE = 2.0  # largest eigenvalue x learning rate at the edge of stability of plain gradient descent (Cohen et al. 2021)
@@ -22,6 +25,7 @@ TRAIN_LOSS = "training loss"
 SCALE_FREE = (ADAPTIVE, ADAPTIVE_EIGENVALUE)  # unchanged where a network is rescaled (Kwon et al. 2021)
 
 Reader = Callable[[PointSharpness], Measured | None]
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,28 @@ def metric_measures(points: Sequence[PointSharpness]) -> list[Measure]:
         for part, of in parts
         for metric in dict.fromkeys(name for p in points for name in of(p))
     ]
+
+
+# --- over seeds ---
+
+
+def over_seeds(measure: Measure, arms: Mapping[K, Sequence[PointSharpness]]) -> dict[K, Measured]:
+    """`pooled` over the arms: on logs, or on the raw scale where the measure, or one value, is not positive.
+
+    With one seed each there is no spread to pool: a value then keeps its estimator's own interval.
+    """
+    found = {k: [m for p in arm if (m := measure.of(p)) is not None] for k, arm in arms.items()}
+    if all(len(values) < 2 for values in found.values()):
+        return {k: _one_seed(values) for k, values in found.items()}
+    values = {k: [Value(m.estimate) for m in ms if m.estimate is not None] for k, ms in found.items()}
+    log = measure.log and all(v.value > 0 for vs in values.values() for v in vs)
+    return pooled(values, log)
+
+
+def _one_seed(values: Sequence[Measured]) -> Measured:
+    if not values:
+        return Measured(None, None, None, 0, 0, "none: no seed gave a value")
+    (m,) = values
+    own = m.low is not None or m.high is not None
+    text = f"{m.interval}; one seed, whose spread is not in it"
+    return replace(m, interval=text if own else "none: one seed per batch size has no spread")

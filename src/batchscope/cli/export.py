@@ -154,7 +154,7 @@ def _sharpness(data: SharpnessData) -> Iterator[tuple[object, ...]]:
     for point in data.points:
         yield from _at_point("point", point, {})
     for run in data.continued:
-        more = {name: getattr(run, name) for name in ("reached_loss", "from_batch_size", "from_epochs")}
+        more = {name: getattr(run, name) for name in ("reached_loss", "from_batch_size", "from_epochs", "share")}
         trained = dataclasses.replace(run.point, batch_size=run.batch_size, seed=run.seed)
         yield from _at_point(run.kind, trained, more)
     for line in data.lines:

@@ -21,6 +21,7 @@ from batchscope.measure.hessian import density, eigenvalues, trace
 from batchscope.measure.repeatable import probe
 from batchscope.measure.sharpness import (
     ITERATIONS,
+    SUBSPACE,
     adaptive_eigenvalue,
     adaptive_sharpness,
     batch_sharpness,
@@ -174,10 +175,17 @@ def _boxes(loss: FullLoss, x: torch.Tensor, point: PointSharpness, probes: Probe
     columns = random_columns(loss, probes.seed)
     notes = point.notes
     if columns is None:
-        notes = (*notes, "the box in a random subspace was left out: its columns would not fit into memory")
+        notes = (*notes, f"the box in a random subspace was left out: {_no_subspace(loss)}")
     spaces = [None] if columns is None else [None, columns]
     boxes = [box_sharpness(loss, x, epsilon, columns=space) for space in spaces for epsilon in probes.epsilons]
     return replace(point, boxes=tuple(boxes), notes=notes, subset_boxes=_on_subset(loss, x, probes))
+
+
+def _no_subspace(loss: FullLoss) -> str:
+    """Why `random_columns` gave none."""
+    if loss.size < SUBSPACE:
+        return f"the model has {loss.size} parameters, the subspace would have {SUBSPACE} dimensions"
+    return "its columns would not fit into memory"
 
 
 def _on_subset(loss: FullLoss, x: torch.Tensor, probes: Probes) -> tuple[BoxSharpness, ...]:

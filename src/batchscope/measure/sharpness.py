@@ -202,9 +202,12 @@ def batch_sharpness(loss: FullLoss, x: torch.Tensor, batch_size: int, *, draws: 
     """E[ g'H g / |g|^2 ] over random batches of that size, with a 95 % t interval over the draws.
 
     Batches are cut from permutations of the task's training data, as in training; each is a draw, without replacement.
+    All batches of tensors' full size are the same, and one is drawn.
     """
     loss.move(x)
-    ratios = []
+    task, ratios = loss.task, []
+    whole = batch_size >= task.train_size and isinstance(task.train, (tuple, list))
+    draws = 1 if whole else draws
     for batch in itertools.islice(_full_batches(loss, batch_size, seed), draws):
         gradient, product = loss.along_gradient(batch)
         squared = float(gradient @ gradient)
@@ -218,7 +221,8 @@ def batch_sharpness(loss: FullLoss, x: torch.Tensor, batch_size: int, *, draws: 
     if not math.isfinite(mean):
         return Measured(None, None, None, n, 0, "none: a batch's gradient is not finite")
     if n < 2:
-        return Measured(mean, None, None, n, 0, "none: one batch has no spread")
+        why = "the batch is all of the training data" if whole else "one batch has no spread"
+        return Measured(mean, None, None, n, 0, f"none: {why}")
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(ratios, ddof=1)) / math.sqrt(n)
     return Measured(mean, mean - half, mean + half, n, 0, f"t on {n} batches of {batch_size}")
 

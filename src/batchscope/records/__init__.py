@@ -35,7 +35,7 @@ from batchscope.records.advice import (
     Unverified,
 )
 from batchscope.records.branching import Branch, BranchAnswer, BranchPoint
-from batchscope.records.flatness import DistanceRow, DistanceTrace, FlatnessRow, Growth, SharpnessResult
+from batchscope.records.flatness import CauseRow, DistanceRow, DistanceTrace, FlatnessRow, Growth, SharpnessResult
 from batchscope.records.hardware import (
     MEMORY_OUTCOMES,
     FlopCount,
@@ -143,6 +143,7 @@ __all__ = [
     "BranchAnswer",
     "BranchPoint",
     "Candidate",
+    "CauseRow",
     "Claim",
     "Conditions",
     "Continued",

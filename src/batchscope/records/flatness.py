@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchscope.records.sharpness import SharpnessData
 from batchscope.records.studies import Claim
@@ -57,6 +57,24 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class CauseRow:
+    """Causal runs of one kind, over their seeds. `measures`: name of a measure -> its value.
+
+    kind "warm start" or "noise injected", as in `Continued`, or "uninterrupted": the study's own trials of that batch
+    size and those seeds, at the policy that the runs were under.
+    """
+
+    kind: str
+    batch_size: int  # that they ended with
+    from_batch_size: int  # that they began with, or whose noise they got; of uninterrupted ones their own
+    share: float  # of the way to the first batch size's lowest validation loss, before the switch
+    epochs: float  # which that was, mean over the seeds
+    seeds: int
+    measures: dict[str, Measured]
+    ratios: dict[str, Measured] = field(default_factory=dict)  # to the uninterrupted runs, paired by seed
+
+
+@dataclass(frozen=True)
 class SharpnessResult:
     """What `bs.sharpness` returns, `--json` prints and the page draws."""
 
@@ -70,3 +88,4 @@ class SharpnessResult:
     notes: tuple[str, ...] = ()
     report: str | None = None
     traces: tuple[DistanceTrace, ...] = ()  # of the study's trials; the page draws them
+    causes: tuple[CauseRow, ...] = ()

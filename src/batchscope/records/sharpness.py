@@ -112,8 +112,9 @@ class Landscape:
 class Continued:
     """A causal run: training that goes on, or goes otherwise, and the sharpness where it ends.
 
-    kind "warm start": from weights after `from_epochs` epochs at `from_batch_size`; "noise injected": batches of
-    `batch_size` whose gradient got the noise of `from_batch_size` (the same learning rate, equal examples).
+    kind "warm start": from weights after `from_epochs` epochs at `from_batch_size`, which are `share` of what that took
+    to its lowest validation loss; "noise injected": batches of `batch_size` whose gradient got the noise of
+    `from_batch_size`, from the beginning.
     """
 
     kind: str
@@ -123,6 +124,7 @@ class Continued:
     seed: int
     point: PointSharpness
     reached_loss: float  # lowest validation loss
+    share: float = 0.0  # 0 to 1; of a kind of run the same for every seed, while its epochs differ
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchscope.analysis import flatness_measures as name
-from batchscope.records import Continued, FlatnessRow, SharpnessResult
+from batchscope.analysis.causes import KINDS, NOISE, UNINTERRUPTED, WARM, Run, compared, measures_among, runs_of
+from batchscope.records import CauseRow, FlatnessRow, SharpnessResult
 from batchscope.report.charts import Panel
 from batchscope.report.flatness_facts import measures_in
 from batchscope.report.flatness_marks import (
     GREY,
     LIST,
-    LOG_FROM,
     TALL,
     Rows,
     axis_of,
@@ -34,10 +34,11 @@ from batchscope.report.flatness_marks import (
     size_series,
     sizes_axis,
 )
-from batchscope.report.flatness_tables import CURVED, STEPPED, layers_of
-from batchscope.report.noise_marks import Axis, Frame, mark_layers
+from batchscope.report.flatness_tables import CURVED, STEPPED, layers_of, run_words
+from batchscope.report.noise_marks import DASH, Axis, Frame, mark_layers
+from batchscope.report.noise_words import cell
 from batchscope.report.style import POLICY_DASHES, POLICY_SHAPES, needed, short
-from batchscope.report.words import count, number, plain
+from batchscope.report.words import count, list_of, number, plain
 
 DODGE = 2.0**0.12  # held marks stand this factor left of their batch size
 EDGE_NAME = f"edge of stability: {name.EDGE:g}"
@@ -238,54 +239,67 @@ def layer_spec(frame: Frame, rows: Rows, count_: int) -> dict[str, Any]:
 
 
 def cause_panels(result: SharpnessResult) -> list[Panel]:
-    """Where training that went on otherwise ended, against the epochs trained before the switch."""
-    runs = result.data.continued
-    readers = (
-        ("sharpness (box, %)", [(r, r.point.boxes[0].percent) for r in runs if r.point.boxes]),
-        (
-            name.LARGEST,
-            [(r, m.estimate) for r in runs if (m := r.point.largest_eigenvalue) is not None and m.estimate is not None],
-        ),
-        ("lowest validation loss", [(r, r.reached_loss) for r in runs]),
-    )
-    return [cause_panel(title, values) for title, values in readers if values]
+    """Where training ended that went on otherwise, against the share of the way before the switch."""
+    runs = runs_of(result.data)
+    known = [m for m in measures_among([r.point for r in runs]) if compared(m.name)]
+    return [p for m in known if (p := cause_panel(result.causes, m, runs)) is not None]
 
 
-def cause_panel(title: str, values: Sequence[tuple[Continued, float]]) -> Panel:
-    """Warm starts as marks, and their means as a line; a large batch with injected noise as a dashed line."""
-    warm = [(r, v) for r, v in values if r.kind == "warm start"]
-    names = list(dict.fromkeys(run_name(r) for r, _ in values))
-    epochs = [r.from_epochs for r, _ in warm]
-    x = axis_of("epochs before the switch", [0.0, *epochs], log_from=float("inf"))
-    y = axis_of(title, [v for _, v in values], log_from=LOG_FROM)
-    frame = Frame(needed("altair"), x, y, {n: LIST[k % len(LIST)] for k, n in enumerate(names)}, {})
-    rows = [{"x": short(r.from_epochs), "y": short(v), "series": run_name(r)} for r, v in warm]
-    means = [
-        {"x": e, "y": short(mean([v for r, v in warm if run_name(r) == n and r.from_epochs == e])), "series": n}
-        for n in dict.fromkeys(run_name(r) for r, _ in warm)
-        for e in sorted({r.from_epochs for r, _ in warm if run_name(r) == n})
+def cause_panel(rows: Sequence[CauseRow], measure: name.Measure, runs: Sequence[Run]) -> Panel | None:
+    """Means with their intervals, joined; seeds pale; a large batch with injected noise as a dashed level.
+
+    Uninterrupted runs stand at 0, in the series of those that ended with the same batch size.
+    """
+    known = [(r, m) for r in rows if (m := r.measures.get(measure.name)) is not None and m.estimate is not None]
+    paths = {path_of(r): (r.from_batch_size, r.batch_size) for r, _ in known if r.kind == WARM}
+    levels = {f"batch size {count(r.batch_size)} with the {run_words(r)}": m for r, m in known if r.kind == NOISE}
+    if not paths and not levels:
+        return None
+    seeds: Rows = [
+        {"x": short(r.kind.share), "y": short(m.estimate), "series": path}
+        for path, ends in paths.items()
+        for r in runs
+        if on_path(KINDS[r.kind.place], r.kind.from_batch_size, r.kind.batch_size, ends)
+        and (m := measure.of(r.point)) is not None
     ]
-    layers = [*pale_layer(frame, rows), *([line_layer(frame, means)] if means else [])]
-    if means:
-        marks = frame.chart(means).mark_point(filled=True, size=50, opacity=1)
-        layers.append(marks.encode(x=frame.at(), y=frame.height(), color=frame.colour()))
-    for n in names:
-        injected = [v for r, v in values if r.kind != "warm start" and run_name(r) == n]
-        layers += [level_layer(frame, mean(injected), n)] if injected else []
-    said = "; ".join(f"{run_name(r)}, {number(r.from_epochs)} epochs before: {number(v)}" for r, v in values)
-    return Panel(title, f"{title} against the epochs before the switch: {said}", frame.drawn(layers, TALL))
+    x = axis_of("share of the way before the switch", [0.0, 1.0])
+    y = axis_of(measure.name, [*(v for _, m in known for v in (m.estimate, m.low, m.high)), *(s["y"] for s in seeds)])
+    names = {n: LIST[k % len(LIST)] for k, n in enumerate([*paths, *levels])}
+    frame = Frame(needed("altair"), x, y, names, {})
+    layers, said = pale_layer(frame, seeds), []
+    for path, ends in paths.items():
+        own = [(r, m) for r, m in known if on_path(r.kind, r.from_batch_size, r.batch_size, ends)]
+        found = [mark_of(m, r.share, y, series=path, run=run_words(r), seeds=count(m.n)) for r, m in own]
+        drawn = [d for d in found if d is not None]
+        layers += [line_layer(frame, drawn, width=1.2)] if drawn[1:] else []
+        layers += mark_layers(frame, drawn, (("run", "run"), ("text", measure.name), ("seeds", "seeds")))
+        said += [f"{path}, {d['run']}: {d['text']}" for d in drawn]
+    for series, m in levels.items():
+        layers.append(level_layer(frame, m.estimate or 0.0, series))
+        said.append(f"{series}: {cell(m, DASH)}")
+    label = f"{measure.name} against the share of the way before the switch: " + "; ".join(said)
+    return Panel(measure.name, label, frame.drawn(layers, TALL))
 
 
-def run_name(run: Continued) -> str:
-    """A causal run as the legend names it."""
-    if run.kind == "warm start":
-        return f"from batch size {count(run.from_batch_size)} to {count(run.batch_size)}"
-    return f"batch size {count(run.batch_size)} with the noise of {count(run.from_batch_size)}"
+def path_of(row: CauseRow) -> str:
+    """Warm starts of all shares as the legend names them."""
+    return f"from batch size {count(row.from_batch_size)} to {count(row.batch_size)}"
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic."""
-    return sum(values) / len(values)
+def on_path(kind: str, from_size: int, size: int, ends: tuple[int, int]) -> bool:
+    """Whether a run is a warm start between these batch sizes, or an uninterrupted one of the second."""
+    return (from_size, size) == ends if kind == WARM else kind == UNINTERRUPTED and size == ends[1]
+
+
+def levels_of(result: SharpnessResult) -> str:
+    """What the dashed levels are, with their intervals; empty without one."""
+    said = []
+    for r in result.causes:
+        if r.kind == NOISE:
+            values = [f"{m} {cell(v, DASH)}" for m, v in r.measures.items() if compared(m) and v.estimate is not None]
+            said.append(f"batch size {count(r.batch_size)} with the gradient noise of {count(r.from_batch_size)}")
+            said[-1] += f" ({'; '.join(values)})" if values else ""
+    return list_of(said)
 
 
 # --- sample sizes ---

@@ -100,6 +100,8 @@ def methods_of(result: SharpnessResult) -> dict[str, list[str]]:
         "claims": [c.effect.ratio for c in result.claims],
         "distance at equal epochs, steps and loss": [d.distance for d in result.distances],
         "growth of the distance": [g.slope for g in result.growth],
+        "causal runs": [m for r in result.causes for m in r.measures.values()],
+        "causal runs against uninterrupted ones": [m for r in result.causes for m in r.ratios.values()],
     }
     return methods_among({name: [m for m in values if known(m)] for name, values in quantities.items()})
 

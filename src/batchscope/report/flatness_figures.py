@@ -92,8 +92,7 @@ def picture_drawings(result: SharpnessResult) -> list[Drawing]:
         ),
         Drawing(
             "Spectrum of the Hessian",
-            f"Density of the eigenvalues at the first seed of every batch size, under a Gaussian kernel as wide as 1 % "
-            f"of the axis. {band}",
+            f"Density of the eigenvalues at the same weights, under a Gaussian kernel as wide as 1 % of the axis. {band}",
             pictures.density_panels(result),
             "no spectral density was measured.",
         ),
@@ -120,19 +119,29 @@ def distance_drawings(result: SharpnessResult) -> list[Drawing]:
     ]
 
 
+def causes_caption(result: SharpnessResult) -> str:
+    """What the marks are, and the levels with their intervals."""
+    levels = charts.levels_of(result)
+    dashed = f" Dashed: {levels}." if levels else ""
+    return (
+        "Warm starts: weights of one batch size, after a share of its way to its lowest validation loss, trained on at "
+        "another with a fresh optimiser and a whole budget; at 0 the runs that nothing interrupted. Pale marks are "
+        f"seeds, bars 95 % intervals.{dashed}"
+    )
+
+
 def other_drawings(result: SharpnessResult) -> list[Drawing]:
     """Causal runs and sample sizes."""
     return [
         Drawing(
             "Training that went on otherwise",
-            "Warm starts: weights after some epochs at one batch size, trained on at another; pale marks are seeds, "
-            "lines join their means. A dashed line is a large batch whose gradient got the noise of a small one.",
+            causes_caption(result),
             charts.cause_panels(result),
             "no causal runs were asked for." if not result.data.question.causes else "none was measured.",
         ),
         Drawing(
             "How many examples the largest eigenvalue needs",
-            "At one set of weights, over ever more training examples: few examples put it too high.",
+            "At one set of weights, over ever more training examples: few examples tend to put it too high.",
             charts.sample_panels(result),
             "it was measured over one number of examples only.",
         ),

@@ -65,7 +65,7 @@ def sections_of(result: SharpnessResult) -> list[tuple[str, str, list[tables.Con
         (
             "causes",
             "Training that went on otherwise",
-            [tables.continued_table(result, DASH)],
+            tables.cause_tables(result, DASH),
             "No causal runs were measured: whether the batch size makes minima sharp is judged by comparison only.",
         ),
         (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchscope.analysis import flatness_measures as name
-from batchscope.records import BoxSharpness, Claim, Continued, FlatnessRow, PointSharpness, SharpnessResult
+from batchscope.analysis.causes import NOISE, WARM, side_of
+from batchscope.records import BoxSharpness, CauseRow, Claim, FlatnessRow, Measured, PointSharpness, SharpnessResult
 from batchscope.report.flatness_facts import measures_in
 from batchscope.report.noise_words import ABSENT, cell
 from batchscope.report.terminal import Content
@@ -24,7 +25,7 @@ SHORTER = {
 def screen_tables(result: SharpnessResult, dash: str = "-") -> list[Content]:
     """What fits a screen, those without rows left out."""
     tables = (*measure_tables(result, dash, ON_SCREEN), distances_table(result, dash), growth_table(result, dash))
-    return [t for t in (*tables, continued_table(result, dash)) if t.cells]
+    return [t for t in (*tables, *cause_tables(result, dash, ON_SCREEN)) if t.cells]
 
 
 # --- by batch size ---
@@ -137,29 +138,59 @@ def growth_table(result: SharpnessResult, dash: str = "-") -> Content:
 # --- causes ---
 
 
-def continued_table(result: SharpnessResult, dash: str = "-") -> Content:
-    """Causal runs, one a row."""
-    headings = ["run", "from", "batch size", "epochs before", "seed", "sharpness", "eigenvalue", "lowest valid. loss"]
-    cells = [
-        [
-            plain(r.kind),
-            count(r.from_batch_size),
-            count(r.batch_size),
-            number(r.from_epochs) if r.kind == "warm start" else ABSENT,
-            str(r.seed),
-            number(r.point.boxes[0].percent) if r.point.boxes else ABSENT,
-            cell(r.point.largest_eigenvalue, dash),
-            number(r.reached_loss),
-        ]
-        for r in sorted(result.data.continued, key=order_of)
+def cause_tables(result: SharpnessResult, dash: str = "-", most: int | None = None) -> list[Content]:
+    """Causal runs over their seeds, a row for each kind, and their ratios to the uninterrupted ones.
+
+    `most`: measures of one table; more are parted.
+    """
+    rows = result.causes
+    measures = list(dict.fromkeys(m for r in rows for m in r.measures))
+    parts = [measures[k : k + (most or len(measures))] for k in range(0, len(measures), most or len(measures) or 1)]
+    ended = [
+        Content(
+            "Training that went on otherwise, where it ended; 95 % intervals",
+            [*CAUSE_HEADINGS, *(cause_heading(m) for m in part)],
+            [[*cause_cells(r), *(cell(r.measures.get(m), dash) for m in part)] for r in rows],
+            ("run",),
+        )
+        for part in parts
     ]
-    title = "Training that went on otherwise: box sharpness (%), largest eigenvalue and lowest validation loss"
-    return Content(title, headings, cells, ("run",))
+    against = [r for r in rows if r.ratios]
+    told = list(dict.fromkeys(m for r in against for m in r.ratios))
+    title = (
+        "The same as ratios to the uninterrupted runs of the batch size that it ended with, paired by seed; 95 % "
+        "intervals, not corrected for their number, and where they lie by a 5 % band around 1"
+    )
+    cells = [[*cause_cells(r)[:2], *(sided(r.ratios.get(m), dash) for m in told)] for r in against]
+    headings = [*CAUSE_HEADINGS[:2], *(cause_heading(m).removesuffix(" (%)") for m in told)]
+    return [*ended, Content(title, headings, cells, ("run",))]
 
 
-def order_of(run: Continued) -> tuple[object, ...]:
-    """Warm starts first, seeds of one run together."""
-    return run.kind != "warm start", run.from_batch_size, run.batch_size, run.from_epochs, run.seed
+CAUSE_HEADINGS = ("run", "ended with", "epochs before", "seeds")
+
+
+def cause_cells(row: CauseRow) -> list[str]:
+    """What a kind of run was."""
+    epochs = number(row.epochs) if row.kind == WARM else ABSENT
+    return [run_words(row), count(row.batch_size), epochs, count(row.seeds)]
+
+
+def cause_heading(measure: str) -> str:
+    """A column's heading; there is one box, in the full space."""
+    box = measure.removeprefix("sharpness (box, full space, ").removesuffix(")")
+    return heading_of(measure) if box == measure else f"box sharpness, {box} (%)"
+
+
+def run_words(row: CauseRow) -> str:
+    """`uninterrupted` · `from 32 after 25 %` · `noise of 32`."""
+    if row.kind == WARM:
+        return f"from {count(row.from_batch_size)} after {100 * row.share:.0f} %"
+    return f"noise of {count(row.from_batch_size)}" if row.kind == NOISE else plain(row.kind)
+
+
+def sided(ratio: Measured | None, dash: str = "-") -> str:
+    """`0.52 [0.40-0.67] lower`."""
+    return ABSENT if ratio is None else f"{cell(ratio, dash)} {side_of(ratio)}"
 
 
 # --- on the page only ---

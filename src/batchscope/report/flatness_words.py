@@ -7,11 +7,11 @@ What each measure of flatness says, held and tuned, and whether the measures agr
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 
 from batchscope.analysis import flatness_measures as name
-from batchscope.records import Claim, Continued, FlatnessRow, Growth, Measured, SharpnessResult
+from batchscope.analysis.causes import LOWEST, NOISE, WARM, side_of
+from batchscope.records import CauseRow, Claim, FlatnessRow, Growth, SharpnessResult
 from batchscope.report.advice_numbers import times
 from batchscope.report.noise_words import known
 from batchscope.report.words import VERDICT_COUNTS, count, list_of, measured, number, plain
@@ -302,56 +302,66 @@ def span_of(texts: Sequence[str]) -> str:
 
 # --- causes ---
 
+TOLD = {name.LARGEST: "largest eigenvalue", LOWEST: "lowest validation loss"}
+
 
 def causes_sentence(result: SharpnessResult) -> str:
-    """What training that went on otherwise came to."""
-    runs = result.data.continued
-    if not runs:
-        return ""
-    return " ".join([*warm_sentences(runs), *noise_sentences(runs)])
+    """What training came to that went on otherwise, against training that nothing interrupted."""
+    warm = [r for r in result.causes if r.kind == WARM]
+    paths = sorted({(r.from_batch_size, r.batch_size) for r in warm})
+    parts = [[r for r in warm if (r.from_batch_size, r.batch_size) == path] for path in paths]
+    said = [warm_sentence(rows, first=k == 0) for k, rows in enumerate(parts)]
+    said += [noise_sentence(r, first=not warm) for r in result.causes if r.kind == NOISE]
+    if not any(r.ratios for r in result.causes):
+        return " ".join(said)
+    longer = " What was switched got a fresh optimiser and a whole budget: it could train longer." if warm else ""
+    return f"{' '.join(said)} Intervals of causal runs are not corrected for their number.{longer}"
 
 
-def warm_sentences(runs: Sequence[Continued]) -> list[str]:
-    """From weights of one batch size on at another: the earliest and the latest switch."""
-    said = []
-    warm = [r for r in runs if r.kind == "warm start"]
-    for start, size in dict.fromkeys((r.from_batch_size, r.batch_size) for r in warm):
-        own = [r for r in warm if (r.from_batch_size, r.batch_size) == (start, size)]
-        switches = sorted({r.from_epochs for r in own})
-        parts = [
-            f"after {epochs:.3g} epochs at {ending([r for r in own if r.from_epochs == epochs])}"
-            for epochs in dict.fromkeys((switches[0], switches[-1]))
-        ]
-        said.append(
-            f"Switched from batch size {count(start)} to {count(size)}, training ended {', '.join(parts)} (no "
-            "interval)."
-        )
-    return said
+def warm_sentence(rows: Sequence[CauseRow], first: bool = False) -> str:
+    """From one batch size on at another: the latest switch with its ratios, the earlier ones by their sides."""
+    *earlier, last = sorted(rows, key=lambda r: r.share)
+    start, size = count(last.from_batch_size), count(last.batch_size)
+    when = "at" if last.share == 1 else f"after {100 * last.share:.0f} % of the way to"
+    said = (
+        f"Switched from batch size {start} to {size} {when} the lowest validation loss of {start}, training ended "
+        f"{against_words(last, size, first)}"
+    )
+    told = [m for m in last.ratios if all(m in r.ratios for r in earlier)]
+    if not earlier or not told:
+        return f"{said}."
+    before = list_of(f"{100 * r.share:.0f}" for r in earlier)
+    sides = {m: sides_words([side_of(r.ratios[m]) for r in earlier]) for m in told}
+    alike = [f"{list_of(short_name(m) for m in told if sides[m] == s)} {s}" for s in dict.fromkeys(sides.values())]
+    return f"{said}; switched after {before} % of that way, {'; '.join(alike)}."
 
 
-def noise_sentences(runs: Sequence[Continued]) -> list[str]:
+def noise_sentence(row: CauseRow, first: bool = False) -> str:
     """A large batch with the noise of a small one."""
-    said = []
-    injected = [r for r in runs if r.kind != "warm start"]
-    for start, size in dict.fromkeys((r.from_batch_size, r.batch_size) for r in injected):
-        own = [r for r in injected if (r.from_batch_size, r.batch_size) == (start, size)]
-        said.append(
-            f"Batch size {count(size)} with the gradient noise of {count(start)} injected ended at {ending(own)} (no "
-            "interval)."
-        )
-    return said
+    start, size = count(row.from_batch_size), count(row.batch_size)
+    return f"Batch size {size} with the gradient noise of {start} injected ended {against_words(row, size, first)}."
 
 
-def ending(runs: Sequence[Continued]) -> str:
-    """Where runs ended: the mean largest eigenvalue, and the mean lowest validation loss."""
-    sharp = mean_of([r.point.largest_eigenvalue for r in runs])
-    losses = [r.reached_loss for r in runs if math.isfinite(r.reached_loss)]
-    parts = [f"a largest eigenvalue of {number(sharp)}"] if sharp is not None else []
-    loss = f"a lowest validation loss of {number(sum(losses) / len(losses))}" if losses else "no finite validation loss"
-    return list_of([*parts, loss])
+def against_words(row: CauseRow, size: str, first: bool = False) -> str:
+    """`, against 64 uninterrupted, with the largest eigenvalue lower, 0.52 times (95 % interval 0.40 to 0.67)`."""
+    if not row.ratios:
+        values = [f"{short_name(m)} {measured(row.measures[m], dash='–')}" for m in TOLD if known(row.measures.get(m))]
+        end = f"at {list_of(values)}" if values else "without a finite value"
+        return f"{end}; no uninterrupted run of {size} with the same seed is known to compare it with"
+    named = "95 % interval " if first else ""
+    parts = [
+        f"{short_name(m)} {side_of(ratio)}, {times(ratio, '', '' if k else named)}"
+        for k, (m, ratio) in enumerate(row.ratios.items())
+    ]
+    lost = "" if LOWEST in row.ratios else "; lowest validation losses cannot be compared"
+    return f"with its {list_of(parts)}, against {size} uninterrupted{lost}"
 
 
-def mean_of(values: Sequence[Measured | None]) -> float | None:
-    """Of the estimates that there are."""
-    found = [m.estimate for m in values if m is not None and m.estimate is not None]
-    return sum(found) / len(found) if found else None
+def short_name(measure: str) -> str:
+    """As a sentence names it."""
+    return TOLD.get(measure, "box sharpness")
+
+
+def sides_words(sides: Sequence[str]) -> str:
+    """The sides in order, once where they agree."""
+    return sides[0] if len(set(sides)) == 1 else list_of(sides)

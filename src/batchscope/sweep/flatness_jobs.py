@@ -7,6 +7,7 @@ continued  training that goes on otherwise than it began, and the point where it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ State = Mapping[str, torch.Tensor]
 
 SLICE_SEED = 0  # of the directions: the same two for every point
 PLANE_EXAMPLES = 2048  # that a plane's many losses are the mean over (a guess)
+EXTRA_STATE = "_extra_state"  # how torch ends the names of what is no tensor
 LEAST_SAMPLE = 256  # of the curve in the number of examples, which doubles from there
 
 
@@ -48,14 +50,21 @@ def read_state(path: str | Path, which: str = "best") -> State:
     for name in (which, "state_dict", "model"):
         inner = content.get(name) if isinstance(content, Mapping) else None
         if isinstance(inner, Mapping):
-            content = inner.get("state", inner) if name == which else inner
+            snapshot = name == which and isinstance(inner.get("state"), Mapping)
+            content = inner["state"] if snapshot else inner
             break
-    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(map(_is_of_state, content.items())):
         raise UsageError(
             f"expected a state_dict at {path}, got a {type(content).__name__}: save it with "
             "torch.save(model.state_dict(), path)"
         )
     return content
+
+
+def _is_of_state(entry: tuple[Any, Any]) -> bool:
+    """Whether it can be in a state_dict: a tensor, or what a module's `get_extra_state` gave."""
+    name, value = entry
+    return isinstance(value, torch.Tensor) or str(name).endswith(EXTRA_STATE)
 
 
 def do_point(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
@@ -92,13 +101,19 @@ def do_pictures(task: Task, device: torch.device, details: dict[str, Any], on_li
             slices.append(slice_2d(plane, x, label=label, seed=SLICE_SEED))
     except CannotAnswer as error:
         notes.append(str(error))
-    count.what = "eigenvalue against examples"
-    sizes = sample_sizes(train, points[0])
+    count.what, sizes = "eigenvalue against examples", []
+    try:
+        sizes = sample_sizes(train, points[0])
+    except CannotAnswer as error:
+        notes.append(f"{count.what}: {error}")
     return {"lines": to_plain(lines), "slices": to_plain(slices), "sample_sizes": sizes, "notes": notes}
 
 
 def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
-    """`how`: "warm start" or "noise injected"; `first`, `then`: specifications; `epochs` of the first, `patience`."""
+    """`how`: "warm start" or "noise injected"; `first`, `then`: specifications; `patience`: in epochs.
+
+    `epochs` of the first, `share`: of its way to its lowest validation loss; `at`: as asked ("best" or "last").
+    """
     first, then = (from_plain(TrialSpec, details[name]) for name in ("first", "then"))
     warm, label = details["how"] == "warm start", details["label"]
 
@@ -111,7 +126,7 @@ def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_l
         early.state,
         batch_size=then.arm.batch_size,
         lr=then.arm.learning_rate,
-        examples=max(then.arm.batch_size, then.stop.budget_examples - early.examples),
+        examples=then.stop.budget_examples,
         seed=then.seed,
         device=device,
         cadence=then.stop.cadence_examples,
@@ -120,27 +135,31 @@ def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_l
         noise_of=None if warm else first.arm.batch_size,
         tell=tell,
     )
+    found = ended.best if details["at"] == "best" else ended.last
     about = PointSharpness(
         label=label,
         batch_size=then.arm.batch_size,
+        policy=details["policy"],
         seed=then.seed,
         learning_rate=then.arm.learning_rate,
-        step=early.step + ended.best.step,
-        examples=early.examples + ended.best.examples,
+        step=early.step + found.step,
+        examples=early.examples + found.examples,
         notes=ended.notes,
     )
     probes = from_plain(Probes, details["probes"])
-    point = measure_point(task, ended.best.state, start.state, device, about, probes, on_line)
-    found = Continued(
+    point = measure_point(task, found.state, start.state, device, about, probes, on_line)
+    losses = [e.validation["loss"] for e in ended.result.trace]
+    run = Continued(
         kind=details["how"],
         batch_size=then.arm.batch_size,
         from_batch_size=first.arm.batch_size,
         from_epochs=details["epochs"],
         seed=then.seed,
         point=point,
-        reached_loss=min(e.validation["loss"] for e in ended.result.trace),
+        reached_loss=min((v for v in losses if math.isfinite(v)), default=math.inf),
+        share=details["share"],
     )
-    return to_plain(found)
+    return to_plain(run)
 
 
 def sample_sizes(loss: FullLoss, x: torch.Tensor) -> list[tuple[int, float]]:

@@ -127,7 +127,7 @@ def make_sharpness_data(
     points = [make_point(b, policy, seed) for b in batch_sizes for policy in policies for seed in seeds]
     points.append(make_file_point())
     one, other = points[0].label, points[-2 if len(points) > 1 else -1].label
-    warm = Continued("warm start", 512, 32, 2.0, 0, make_point(512, label="warm start"), reached_loss=0.31)
+    warm = Continued("warm start", 512, 32, 2.0, 0, make_point(512, label="warm start"), reached_loss=0.31, share=0.5)
     noisy = Continued("noise injected", 512, 32, 0.0, 0, make_point(512, label="noise injected"), reached_loss=math.inf)
     data = SharpnessData(
         task="a task",

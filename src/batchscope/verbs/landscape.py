@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
-from batchscope.errors import UsageError
+from batchscope.errors import CannotAnswer, UsageError
 from batchscope.measure.landscape import line, slice_1d, slice_2d
-from batchscope.measure.point import EXAMPLES, Probes, loss_at
+from batchscope.measure.point import EXAMPLES, loss_at
 from batchscope.measure.repeatable import probe
 from batchscope.records import Landscape
 from batchscope.sweep.flatness_jobs import PLANE_EXAMPLES, read_state
 from batchscope.task import Task, load_task
 from batchscope.training.device import pick_device
 from batchscope.training.seeding import drawing_from
+from batchscope.verbs.sharpness import probes_of
 
+WIDTH = 1e-3  # of a box, which is not measured here
 Weights = str | Path | Mapping[str, Any] | torch.nn.Module
 
 
@@ -45,7 +47,8 @@ def landscape(
 
     Returns: `lines` (straight and curved between a and b, from -1 to 2; a slice through each, from -1 to 1) with loss
     and metrics of both data sets, and `slices`. With batch norm all values are train-mode losses over fixed chunks,
-    along the whole line. Raises BatchscopeError with one sentence.
+    along the whole line. A model without filters has no slices, and a note says so. Raises BatchscopeError with one
+    sentence.
     """
     loaded = load_task(task) if isinstance(task, str) else task
     if not isinstance(loaded, Task):
@@ -55,7 +58,7 @@ def landscape(
     if len(set(labels)) < 2:
         raise UsageError(f"expected two different labels, got {labels}: write labels=('small', 'large')")
     states = [_state(w) for w in (a, b) if w is not None]
-    device, probes = pick_device(), Probes(examples=examples, double=double, seed=seed)
+    device, probes = pick_device(), probes_of(examples, (WIDTH,), double, seed)
     with drawing_from(0):
         train = loss_at(loaded, states[0], device, loaded.train, probes, lambda n: None)
         valid = loss_at(loaded, states[0], device, loaded.valid, probes, lambda n: None)
@@ -64,10 +67,15 @@ def landscape(
         lines, slices = [], []
         if len(points) == 2:
             lines = [line(train, valid, *points, kind=kind, labels=labels) for kind in ("straight", "curved")]
-        for x, label in zip(points, labels, strict=False):
-            lines.append(slice_1d(train, valid, x, label=label, seed=seed))
-            if planes:
-                slices.append(slice_2d(train.on(PLANE_EXAMPLES), x, label=label, seed=seed))
+        try:
+            for x, label in zip(points, labels, strict=False):
+                lines.append(slice_1d(train, valid, x, label=label, seed=seed))
+                if planes:
+                    slices.append(slice_2d(train.on(PLANE_EXAMPLES), x, label=label, seed=seed))
+        except CannotAnswer as error:
+            if not lines:
+                raise
+            notes = (*notes, str(error))
     return Landscape(tuple(lines), tuple(slices), train.examples, tuple(train.normed), notes)
 
 

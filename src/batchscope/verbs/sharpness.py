@@ -28,6 +28,7 @@ from batchscope.measure.sharpness import ITERATIONS, RADIUS, SUBSPACE
 from batchscope.records import (
     Conditions,
     Continued,
+    Engine,
     Line,
     PointSharpness,
     SharpnessData,
@@ -47,7 +48,7 @@ from batchscope.sweep.many import do_all
 from batchscope.sweep.runner import Listener
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.causes import cause_jobs
-from batchscope.verbs.machine import choose, chosen, executor_for, machine
+from batchscope.verbs.machine import choose, chosen, executor_for, is_here, machine
 from batchscope.verbs.points import Asked, Wanted, ask, pair_of
 from batchscope.verbs.report import default_path, drawn
 
@@ -79,7 +80,7 @@ def sharpness(
         of: a study's id or its beginning, run with `keep_weights`; or checkpoints: files with a state_dict.
         task: the task, as in `study`; needed for checkpoints. A study's is found where the study was run.
         initial: a checkpoint of the weights that training began with, for the distance of checkpoints.
-        at: "best", the weights at the lowest validation loss, or "last", where the trials ended.
+        at: "best", the weights at the lowest validation loss, or "last", where the trials ended; of a file with both.
         batch_sizes, policy, seeds: which of the study's trials; default: all that were reported.
         examples: of the training data that the loss is the mean over, the same for every point; None: all.
         epsilons: half-widths of Keskar's box.
@@ -130,11 +131,11 @@ def probes_of(examples: int | None, epsilons: Sequence[float], double: bool, see
 
 
 def _found(store: Store, asked: Asked, question: SharpnessQuestion, double: bool) -> SharpnessData | None:
-    """The newest stored answer to the same question, at the same weights."""
+    """The newest stored answer to the same question, at the same weights, under the conditions of this machine."""
     marks = {w.label: w.mark for w in asked.wanted}
     for _, data in store.sharpnesses(asked.fingerprint):
         same = data.question == question and data.double == double
-        if same and {p.label: p.trial_key for p in data.points} == marks:
+        if same and {p.label: p.trial_key for p in data.points} == marks and is_here(data.conditions):
             return data
     return None
 
@@ -144,6 +145,7 @@ def _measured(
 ) -> SharpnessData:
     """All parts that the store lacks, in workers."""
     started = time.monotonic()
+    why = cause_jobs(store, asked, probes) if question.causes else {}  # refused before anything is measured
     with executor_for(asked.reference or asked.task) as executor:
         if asked.reference is not None:
             executor.serve(TaskReference.here(asked.reference, asked.fingerprint))
@@ -151,12 +153,13 @@ def _measured(
             workers, conditions = chosen(store, asked.fingerprint) or choose(
                 executor, asked.task, [asked.task.batch_size], hear
             )
+        conditions = dataclasses.replace(conditions, engine=Engine())  # f is computed by no compiled step
         executor.open_slots(workers, conditions)
         parts = _Parts(store, asked.fingerprint, executor, conditions, hear, again)
         pair = pair_of(asked.wanted) if question.pictures else ()
         points = parts.do("points", _point_jobs(asked.wanted, pair, probes))
         pictures = parts.do("pictures", _picture_jobs(pair, probes)) if pair else {}
-        causes = parts.do("causes", cause_jobs(store, asked, probes)) if question.causes else {}
+        causes = parts.do("causes", why) if why else {}
     drawn_of = next(iter(pictures.values()), {})
     facts = next(iter(points.values()))["facts"]
     return SharpnessData(
@@ -212,7 +215,8 @@ class _Parts:
             for name, (kind, details, _) in jobs.items()
             if name not in done
         }
-        self.hear("phase", {"roles": {f"measuring {what}": len(left)}, "trials": 0})
+        if left:
+            self.hear("phase", {"roles": {f"measuring {what}": len(left)}, "trials": 0})
 
         def keep(name: str, found: Any) -> None:
             self.store.save_part(keys[name], self.fingerprint, jobs[name][0], found)

@@ -44,7 +44,7 @@ def price_sharpness(of: Any, *, store: str | Path = "batchscope.db", **asked: An
         per_example = _seconds(loss)
     examples = min(probes.examples or request.task.train_size, request.task.train_size)
     pictured = PICTURE_PASSES if how.get("pictures", True) else 0
-    workers = cores() if request.reference is not None else 1
+    workers = min(cores(), len(request.wanted)) if request.reference is not None else 1
     seconds = per_example * examples * (PASSES * len(request.wanted) / workers + pictured)
     sizes = sorted({w.about.batch_size for w in request.wanted if w.about.batch_size is not None})
     return {
@@ -55,8 +55,8 @@ def price_sharpness(of: Any, *, store: str | Path = "batchscope.db", **asked: An
         "at_most": {"seconds": seconds, "bytes": POINT_BYTES * len(request.wanted)},
         "sentences": [
             f"{request.task.name}: {_points(request.wanted)}, over {examples:,} training examples each.",
-            f"About {spelled(seconds)}, and {POINT_BYTES * len(request.wanted) / 1e6:.2g} MB. Nothing is trained"
-            + (", but for what --causes asks for." if how.get("causes") else "."),
+            f"About {spelled(seconds)}, and {POINT_BYTES * len(request.wanted) / 1e6:.2g} MB"
+            + ("; the runs that --causes trains come on top." if how.get("causes") else ". Nothing is trained."),
             *request.notes,
         ],
     }
