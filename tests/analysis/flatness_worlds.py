@@ -140,9 +140,11 @@ def continued(small: int, large: int, policy: str = "held") -> tuple[Continued, 
             for share in (0.25, 0.5, 1.0):
                 p, lost = switched(point(size, policy, seed), SWITCH ** (sign * share)), LOST ** (sign * share)
                 epochs, reached = share * (8 + seed), lost * p.validation["loss"]
-                runs.append(Continued("warm start", size, start, epochs, seed, p, reached, share))
+                runs.append(
+                    Continued("warm start", size, start, epochs, seed, p, reached, share, 8 * (1 - share) + 0.5)
+                )
         p = switched(point(large, policy, seed), NOISY)
-        runs.append(Continued("noise injected", large, small, 0.0, seed, p, p.validation["loss"]))
+        runs.append(Continued("noise injected", large, small, 0.0, seed, p, p.validation["loss"], 0.0, 9.5))
     return tuple(runs)
 
 

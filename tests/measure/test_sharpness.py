@@ -222,6 +222,7 @@ def test_batch_sharpness_of_one_batch_in_chunks_and_with_batch_norm() -> None:
         g = gradient(f, x)
         found = batch_sharpness(loss, x, 1000, draws=2)
         assert found.estimate == pytest.approx(float(g @ dense(f, x) @ g / (g @ g)), rel=1e-9)
+        assert (found.n, found.interval) == (1, "none: the batch is all of the training data")
     normed = full_loss(toy(model=mlp_with_state), chunk=8)
     whole = full_loss(toy(model=mlp_with_state), chunk=46)
     slope, product = normed.along_gradient(tuple(t[whole._indices] for t in toy().train))

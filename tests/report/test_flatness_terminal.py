@@ -93,11 +93,11 @@ def test_parameters_that_begin_at_zero_have_no_relative_distance() -> None:
 def test_causal_runs_have_a_row_for_each_kind_and_a_side_for_each_ratio() -> None:
     ended, against = tables.cause_tables(whole())
     assert len(ended.cells) == len(whole().causes) == 9
-    assert [row[:4] for row in ended.cells[3:5]] == [
-        ["from 64 after 100 %", "8", "8.50", "2"],
-        ["uninterrupted", "64", "–", "2"],
+    assert [row[:5] for row in ended.cells[3:5]] == [
+        ["from 64 after 100 %", "8", "8.50", "0.500", "2"],
+        ["uninterrupted", "64", "–", "–", "2"],
     ]
-    assert ended.headings[4:7] == ["box sharpness, eps 0.001 (%)", "largest eigenvalue", "lowest validation loss"]
+    assert ended.headings[5:8] == ["box sharpness, eps 0.001 (%)", "largest eigenvalue", "lowest validation loss"]
     assert [row[:2] for row in against.cells[-2:]] == [["from 8 after 100 %", "64"], ["noise of 8", "64"]]
     assert [text.split("] ")[1] for text in against.cells[-1][2:]] == ["lower", "lower", "within 5 %"]
 

@@ -128,7 +128,8 @@ def test_causal_runs_stand_beside_the_trials_that_they_left(
         if run.kind == "warm start":
             assert before == pytest.approx(run.share * trials[run.from_batch_size, run.seed].examples)
         assert run.point.policy == "held"
-        assert before <= run.point.examples <= before + 6000  # a whole budget after it
+        assert run.point.examples == pytest.approx(before + run.epochs_after * 300)
+        assert 0 <= run.epochs_after * 300 <= 6000  # a whole budget after it
         assert run.reached_loss == pytest.approx(run.point.validation["loss"], rel=1e-5)
     assert any(run.point.examples > 6000 for run in result.data.continued)
     for row in result.causes:

@@ -69,6 +69,7 @@ class CauseRow:
     from_batch_size: int  # that they began with, or whose noise they got; of uninterrupted ones their own
     share: float  # of the way to the first batch size's lowest validation loss, before the switch
     epochs: float  # which that was, mean over the seeds
+    epochs_after: float  # from there to the weights that were measured, likewise; of uninterrupted ones not counted: 0
     seeds: int
     measures: dict[str, Measured]
     ratios: dict[str, Measured] = field(default_factory=dict)  # to the uninterrupted runs, paired by seed

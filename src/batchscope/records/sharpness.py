@@ -125,6 +125,7 @@ class Continued:
     point: PointSharpness
     reached_loss: float  # lowest validation loss
     share: float = 0.0  # 0 to 1; of a kind of run the same for every seed, while its epochs differ
+    epochs_after: float = 0.0  # from the switch (or the beginning) to the weights that were measured
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def picture_drawings(result: SharpnessResult) -> list[Drawing]:
         ),
         Drawing(
             "Spectrum of the Hessian",
-            f"Density of the eigenvalues at the same weights, under a Gaussian kernel as wide as 1 % of the axis. {band}",
+            "Density of the eigenvalues at the same weights, under a Gaussian kernel as wide as 1 % of the axis. "
+            f"{band}",
             pictures.density_panels(result),
             "no spectral density was measured.",
         ),

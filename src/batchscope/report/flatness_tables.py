@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchscope.analysis import flatness_measures as name
-from batchscope.analysis.causes import NOISE, WARM, side_of
+from batchscope.analysis.causes import NOISE, UNINTERRUPTED, WARM, side_of
 from batchscope.records import BoxSharpness, CauseRow, Claim, FlatnessRow, Measured, PointSharpness, SharpnessResult
 from batchscope.report.flatness_facts import measures_in
 from batchscope.report.noise_words import ABSENT, cell
@@ -141,38 +141,46 @@ def growth_table(result: SharpnessResult, dash: str = "-") -> Content:
 def cause_tables(result: SharpnessResult, dash: str = "-", most: int | None = None) -> list[Content]:
     """Causal runs over their seeds, a row for each kind, and their ratios to the uninterrupted ones.
 
-    `most`: measures of one table; more are parted.
+    `most`: measures of one table, ratios one less; more are parted.
     """
-    rows = result.causes
-    measures = list(dict.fromkeys(m for r in rows for m in r.measures))
-    parts = [measures[k : k + (most or len(measures))] for k in range(0, len(measures), most or len(measures) or 1)]
+    rows, against = result.causes, [r for r in result.causes if r.ratios]
     ended = [
         Content(
-            "Training that went on otherwise, where it ended; 95 % intervals",
+            "Training that went on otherwise, so many epochs before the switch and after it; 95 % intervals",
             [*CAUSE_HEADINGS, *(cause_heading(m) for m in part)],
             [[*cause_cells(r), *(cell(r.measures.get(m), dash) for m in part)] for r in rows],
             ("run",),
         )
-        for part in parts
+        for part in parts_of([m for r in rows for m in r.measures], most)
     ]
-    against = [r for r in rows if r.ratios]
-    told = list(dict.fromkeys(m for r in against for m in r.ratios))
-    title = (
-        "The same as ratios to the uninterrupted runs of the batch size that it ended with, paired by seed; 95 % "
-        "intervals, not corrected for their number, and where they lie by a 5 % band around 1"
-    )
-    cells = [[*cause_cells(r)[:2], *(sided(r.ratios.get(m), dash) for m in told)] for r in against]
-    headings = [*CAUSE_HEADINGS[:2], *(cause_heading(m).removesuffix(" (%)") for m in told)]
-    return [*ended, Content(title, headings, cells, ("run",))]
+    ratios = [
+        Content(
+            "The same as ratios to the uninterrupted runs of the batch size that it ended with, paired by seed; 95 % "
+            "intervals, not corrected for their number, and where they lie by a 5 % band around 1",
+            [*CAUSE_HEADINGS[:2], *(cause_heading(m).removesuffix(" (%)") for m in part)],
+            [[*cause_cells(r)[:2], *(sided(r.ratios.get(m), dash) for m in part)] for r in against],
+            ("run",),
+        )
+        for part in parts_of([m for r in against for m in r.ratios], most and most - 1)
+    ]
+    return [*ended, *ratios]
 
 
-CAUSE_HEADINGS = ("run", "ended with", "epochs before", "seeds")
+def parts_of(measures: Sequence[str], most: int | None) -> list[list[str]]:
+    """Each measure once, so many together; None: all."""
+    names = list(dict.fromkeys(measures))
+    step = most or len(names) or 1
+    return [names[k : k + step] for k in range(0, len(names), step)]
+
+
+CAUSE_HEADINGS = ("run", "ended with", "epochs before", "and after", "seeds")
 
 
 def cause_cells(row: CauseRow) -> list[str]:
     """What a kind of run was."""
     epochs = number(row.epochs) if row.kind == WARM else ABSENT
-    return [run_words(row), count(row.batch_size), epochs, count(row.seeds)]
+    after = ABSENT if row.kind == UNINTERRUPTED else number(row.epochs_after)
+    return [run_words(row), count(row.batch_size), epochs, after, count(row.seeds)]
 
 
 def cause_heading(measure: str) -> str:

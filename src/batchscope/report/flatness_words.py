@@ -302,6 +302,7 @@ def span_of(texts: Sequence[str]) -> str:
 
 # --- causes ---
 
+SOON = 1.0  # epochs after a switch, before which weights are still called those of before it (a guess)
 TOLD = {name.LARGEST: "largest eigenvalue", LOWEST: "lowest validation loss"}
 
 
@@ -319,21 +320,24 @@ def causes_sentence(result: SharpnessResult) -> str:
 
 
 def warm_sentence(rows: Sequence[CauseRow], first: bool = False) -> str:
-    """From one batch size on at another: the latest switch with its ratios, the earlier ones by their sides."""
-    *earlier, last = sorted(rows, key=lambda r: r.share)
-    start, size = count(last.from_batch_size), count(last.batch_size)
-    when = "at" if last.share == 1 else f"after {100 * last.share:.0f} % of the way to"
+    """From one batch size on at another: the earliest switch with its ratios, the later ones by their sides."""
+    early, *later = sorted(rows, key=lambda r: r.share)
+    start, size = count(early.from_batch_size), count(early.batch_size)
     said = (
-        f"Switched from batch size {start} to {size} {when} the lowest validation loss of {start}, training ended "
-        f"{against_words(last, size, first)}"
+        f"Switched from batch size {start} to {size} after {100 * early.share:.0f} % of the way to the lowest "
+        f"validation loss of {start}, training ended {against_words(early, size, first)}"
     )
-    told = [m for m in last.ratios if all(m in r.ratios for r in earlier)]
-    if not earlier or not told:
-        return f"{said}."
-    before = list_of(f"{100 * r.share:.0f}" for r in earlier)
-    sides = {m: sides_words([side_of(r.ratios[m]) for r in earlier]) for m in told}
-    alike = [f"{list_of(short_name(m) for m in told if sides[m] == s)} {s}" for s in dict.fromkeys(sides.values())]
-    return f"{said}; switched after {before} % of that way, {'; '.join(alike)}."
+    told = [m for m in early.ratios if all(m in r.ratios for r in later)]
+    if later and told:
+        sides = {m: sides_words([side_of(r.ratios[m]) for r in later]) for m in told}
+        alike = [f"{list_of(short_name(m) for m in told if sides[m] == s)} {s}" for s in dict.fromkeys(sides.values())]
+        said += f"; switched after {percents(r.share for r in later)} of that way, {'; '.join(alike)}"
+    stayed = [r.share for r in rows if r.epochs_after < SOON]
+    near = (
+        f" Switched after {percents(stayed)} it was measured within {SOON:g} epoch of the switch, on average: next to "
+        f"batch size {start}'s own weights, which shows nothing of {size}."
+    )
+    return f"{said}.{near if stayed else ''}"
 
 
 def noise_sentence(row: CauseRow, first: bool = False) -> str:
@@ -360,6 +364,11 @@ def against_words(row: CauseRow, size: str, first: bool = False) -> str:
 def short_name(measure: str) -> str:
     """As a sentence names it."""
     return TOLD.get(measure, "box sharpness")
+
+
+def percents(shares_: Iterable[float]) -> str:
+    """`25 and 50 %`."""
+    return f"{list_of(f'{100 * s:.0f}' for s in sorted(shares_))} %"
 
 
 def sides_words(sides: Sequence[str]) -> str:

@@ -158,6 +158,7 @@ def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_l
         point=point,
         reached_loss=min((v for v in losses if math.isfinite(v)), default=math.inf),
         share=details["share"],
+        epochs_after=found.examples / task.train_size,
     )
     return to_plain(run)
 

@@ -114,6 +114,15 @@ def reference_in(store: Store, fingerprint: str) -> float | None:
     return next((run.crossed_at for _, run in store.noise_runs(fingerprint) if run.crossed_at is not None), None)
 
 
+def plainest(precision: str) -> Conditions:
+    """This machine as one thread and no engine find it: what names it, whatever is chosen later."""
+    put_back = remember_settings()
+    try:
+        return set_up(1, pick_device(), precision)
+    finally:
+        put_back()
+
+
 def is_here(conditions: Conditions, devices: int = 1) -> bool:
     """Whether work done here on so many devices, set up alike, is done under these conditions."""
     put_back, like = remember_settings(), conditions

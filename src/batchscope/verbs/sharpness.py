@@ -48,7 +48,7 @@ from batchscope.sweep.many import do_all
 from batchscope.sweep.runner import Listener
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.causes import cause_jobs
-from batchscope.verbs.machine import choose, chosen, executor_for, is_here, machine
+from batchscope.verbs.machine import choose, chosen, executor_for, is_here, machine, plainest
 from batchscope.verbs.points import Asked, Wanted, ask, pair_of
 from batchscope.verbs.report import default_path, drawn
 
@@ -150,10 +150,7 @@ def _measured(
         if asked.reference is not None:
             executor.serve(TaskReference.here(asked.reference, asked.fingerprint))
         with machine(store, hear):
-            workers, conditions = chosen(store, asked.fingerprint) or choose(
-                executor, asked.task, [asked.task.batch_size], hear
-            )
-        conditions = dataclasses.replace(conditions, engine=Engine())  # f is computed by no compiled step
+            workers, conditions = _choice(store, asked, executor, hear)
         executor.open_slots(workers, conditions)
         parts = _Parts(store, asked.fingerprint, executor, conditions, hear, again)
         pair = pair_of(asked.wanted) if question.pictures else ()
@@ -189,6 +186,29 @@ def _measured(
         seconds=time.monotonic() - started,
         measured_at=datetime.now(UTC).isoformat(),
     )
+
+
+def _choice(store: Store, asked: Asked, executor: Executor, hear: Listener) -> tuple[int, Conditions]:
+    """Workers and conditions, without an engine, as f is computed by no compiled step.
+
+    A choice that no study, profile or advice has made here is stored too: another one, by another measurement, would
+    not find the parts that are done.
+    """
+    found = chosen(store, asked.fingerprint)
+    if found is None:
+        key = _digest([asked.fingerprint, "choice", to_plain(plainest(asked.task.precision))])
+        if store.part(key) is None:
+            workers, conditions = choose(executor, asked.task, [asked.task.batch_size], hear)
+            content = {"workers": workers, "conditions": to_plain(conditions)}
+            store.save_part(key, asked.fingerprint, "choice", content)
+        kept = store.part(key) or {}
+        found = kept["workers"], from_plain(Conditions, kept["conditions"])
+    return found[0], dataclasses.replace(found[1], engine=Engine())
+
+
+def _digest(made: Any) -> str:
+    """The key of a part."""
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class _Parts:
@@ -229,8 +249,7 @@ class _Parts:
     def _key(self, kind: str, details: Mapping[str, Any], mark: str) -> str:
         """Paths do not count, the weights' mark does."""
         plain = {k: v for k, v in details.items() if k not in ("weights", "initial")}
-        made = [self.fingerprint, to_plain(self.conditions), kind, plain, mark, self.made]
-        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:32]
+        return _digest([self.fingerprint, to_plain(self.conditions), kind, plain, mark, self.made])
 
 
 def _point_jobs(
