@@ -33,10 +33,25 @@ LONGEST = (  # they start processes, each of which imports torch; by what they t
     "verbs/test_study_resumed.py",
     "sweep/test_worker.py",
 )
+LONG = (  # the longest of them: marked "long", which `make test` leaves to `make test-frameworks`
+    "sweep/test_on_workers.py",
+    "sweep/test_probes.py",
+    "cli/test_interrupt.py",
+    "cli/test_stores.py",
+    "verbs/test_study_at_once.py",
+    "verbs/test_study_resumed.py",
+    "verbs/test_ceiling.py",
+    "verbs/test_profile.py",
+    "measure/test_scaling.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: two processes that take one file after another then end at about the same time."""
+    """Mark the longest files, and begin with them: two processes that take file after file then end together."""
+    long = {TESTS / name for name in LONG}
+    for item in items:
+        if item.path in long:
+            item.add_marker("long")
     order = {TESTS / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
 

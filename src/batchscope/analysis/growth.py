@@ -6,7 +6,8 @@ the distance is linear in log examples (log steps); the place where a loss is re
 (`target`), in log examples. Examples 0 have no logarithm: there it is linear in the examples.
 
 Growth: |w_t - w_0| = a + b log t, the ultra-slow diffusion of Hoffer et al. 2017, by least squares over the evaluations
-after the first; beside it the power law log |w_t - w_0| = c + k log t, the diffusion that it was held against.
+after the first; beside it the power law log |w_t - w_0| = c + k log t, the diffusion that it was held against. Both are
+judged on one scale, by the share of the distance's own variance that they explain.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def line_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
 
 
 def _fits(traces: Sequence[DistanceTrace]) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """((slope, R^2) of the line, the same of the power law) of each trial that has enough evaluations."""
+    """((slope, R^2), (exponent, R^2)) of the line and of the power law, of each trial with enough evaluations."""
     found = []
     for t in traces:
         steps, distances = np.array(t.steps, float), np.array(t.distances)
@@ -132,8 +133,14 @@ def _fits(traces: Sequence[DistanceTrace]) -> list[tuple[tuple[float, float], tu
         x, y = np.log(steps[moved]), distances[moved]
         line, power = line_fit(x, y), line_fit(x, np.log(y))
         if line is not None and power is not None:
-            found.append((line, power))
+            found.append((line, (power[0], _explained(x, y, power[0]))))
     return found
+
+
+def _explained(x: np.ndarray, y: np.ndarray, exponent: float) -> float:
+    """The share of y's variance that the power law with this exponent explains; negative where the mean does better."""
+    predicted = np.exp(np.log(y).mean() + exponent * (x - x.mean()))
+    return 1 - float(np.sum((y - predicted) ** 2)) / float(np.sum((y - y.mean()) ** 2))
 
 
 def _key(trial: TrialRecord) -> tuple[int, int]:

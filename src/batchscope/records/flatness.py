@@ -52,7 +52,7 @@ class Growth:
     policy: str
     slope: Measured  # b: distance for each factor e of the steps
     explained: float  # R^2 of the line in log(steps), mean over the trials
-    explained_by_power: float  # R^2 of log distance on log steps, for comparison
+    explained_by_power: float  # R^2 of the power law, of the distance too
     exponent: float  # of that power
 
 

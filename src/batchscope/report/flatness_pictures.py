@@ -216,7 +216,7 @@ def density_of(density: Density, grid: np.ndarray, width: float) -> tuple[np.nda
 
 
 def density_panels(result: SharpnessResult) -> list[Panel]:
-    """The spectrum at the first seed of every batch size, overlaid; a panel for each policy."""
+    """The spectra that were measured, overlaid; a panel for each policy."""
     firsts: dict[tuple[str, str], PointSharpness] = {}
     for p in result.data.points:
         if p.density is not None and p.density.nodes:

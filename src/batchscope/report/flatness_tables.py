@@ -64,7 +64,7 @@ def measure_table(result: SharpnessResult, title: str, measures: Sequence[str], 
     """Some measures by row."""
     headings = [*OWN_HEADINGS, *(heading_of(m) for m in measures)]
     cells = [[*own_cells(r), *(cell(r.measures.get(m), dash) for m in measures)] for r in result.rows]
-    return Content(f"{title}; 95 % intervals", headings, cells, ("policy",))
+    return Content(f"{title}; intervals: see how it was measured", headings, cells, ("policy",))
 
 
 OWN_HEADINGS = ("weights", "policy", "learning rate", "seeds")

@@ -270,19 +270,10 @@ def growth_sentence(result: SharpnessResult) -> str:
     exponent = span([g.exponent for g in result.growth])
     better = sum(g.explained > g.explained_by_power for g in result.growth)
     return (
-        f"Along the runs the distance grows with the logarithm of the steps: such a line explains {line} of its "
-        f"variance, a power law {power} of that of its logarithm (exponent {exponent}); the line explains more in "
-        f"{count(better)} of {count(len(result.growth))} rows."
-        if mostly_line(result.growth)
-        else f"Along the runs the distance follows a power law of the steps more closely (exponent {exponent}, {power} "
-        f"of the variance of its logarithm explained) than a line in their logarithm ({line} of its variance); the "
-        f"line explains more in {count(better)} of {count(len(result.growth))} rows."
+        f"Along the runs a line in the logarithm of the steps explains {line} of the distance's variance, a power law of "
+        f"the steps {power} of it (exponent {exponent}); the line explains more in {count(better)} of "
+        f"{count(len(result.growth))} rows."
     )
-
-
-def mostly_line(growth: Sequence[Growth]) -> bool:
-    """Whether the line in log steps explains more in at least half of the rows."""
-    return 2 * sum(g.explained > g.explained_by_power for g in growth) >= len(growth)
 
 
 def shares(values: Iterable[float]) -> str:

@@ -259,15 +259,16 @@ class FixedBatches:
         indices: list[int] | None,
         device: torch.device,
         keep_bytes: int = 1 << 29,
-        chunk: int = EVALUATION_BATCH,
+        chunk: int | None = None,
     ) -> None:
-        self.task, self.device, self.keep_bytes, self.chunk = task, device, keep_bytes, chunk
+        self.task, self.device, self.keep_bytes = task, device, keep_bytes
+        self.chunk = chunk or EVALUATION_BATCH
         self.size = len(indices) if indices is not None else data_size(data)
         self._kept: list[Batch] | None = None
         self._copies = True
         if isinstance(data, (tuple, list)):
             tensors = [t if indices is None else t[torch.as_tensor(indices, device=t.device)] for t in data]
-            chunks = zip(*[aligned(t.to(device)).split(chunk) for t in tensors], strict=True)
+            chunks = zip(*[aligned(t.to(device)).split(self.chunk) for t in tensors], strict=True)
             self._kept = list(chunks)
         else:
             self._batches = _SeededBatches(task, data, 0)
