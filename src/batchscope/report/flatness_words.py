@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from batchscope.analysis import flatness_measures as name
 from batchscope.analysis.causes import LOWEST, NOISE, WARM, side_of
-from batchscope.records import CauseRow, Claim, FlatnessRow, Growth, SharpnessResult
+from batchscope.records import CauseRow, Claim, FlatnessRow, SharpnessResult
 from batchscope.report.advice_numbers import times
 from batchscope.report.noise_words import known
 from batchscope.report.words import VERDICT_COUNTS, count, list_of, measured, number, plain
@@ -266,12 +266,13 @@ def growth_sentence(result: SharpnessResult) -> str:
         if result.data.study_id is None:
             return ""
         return "Distances at equal epochs, equal steps and equal loss are not known: no trace of the study was at hand."
-    line, power = (shares([getattr(g, field) for g in result.growth]) for field in ("explained", "explained_by_power"))
+    line = shares([g.explained for g in result.growth])
+    power = shares([g.explained_by_power for g in result.growth])
     exponent = span([g.exponent for g in result.growth])
     better = sum(g.explained > g.explained_by_power for g in result.growth)
     return (
-        f"Along the runs a line in the logarithm of the steps explains {line} of the distance's variance, a power law of "
-        f"the steps {power} of it (exponent {exponent}); the line explains more in {count(better)} of "
+        f"Along the runs a line in the logarithm of the steps explains {line} of the distance's variance, a power law "
+        f"of the steps {power} of it (exponent {exponent}); the line explains more in {count(better)} of "
         f"{count(len(result.growth))} rows."
     )
 
