@@ -23,15 +23,13 @@ study: setup                 ## the main job on the embedded digits task
 	$(BIN)/batchscope study digits --store study/batchscope.db
 
 test: setup-dev              ## under ten minutes on two cores; a file's tests stay in one process
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not processes"
 
-test-frameworks: setup-dev   ## what needs Lightning, Transformers, Accelerate or Ray, many processes or minutes; the examples
+test-frameworks: setup-dev   ## what needs Lightning, Transformers, Accelerate or Ray, many processes, or minutes; the examples
 	$(PIP) -e ".[dev,frameworks,ray]"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
-	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest tests/sweep/test_cluster.py tests/sweep/test_ray.py tests/sweep/test_launched.py \
-		tests/sweep/test_kill_storm.py tests/training/test_sharding.py tests/training/test_batch_norm_on_ranks.py \
-		tests/verbs/test_study_on_devices.py tests/remedies/test_on_ranks.py tests/remedies/test_controller_resumed.py
-	BATCHSCOPE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations tests/test_examples.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "long and not processes"
+	$(BIN)/python -m pytest -m processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations
 
 check: setup-dev             ## lint, format, types, import direction
 	$(BIN)/ruff check .

@@ -37,7 +37,6 @@ NOISE = {  # the framework, the source, and the parts of a batch of 64: one task
 DDP = "11_noise_ddp.py"
 BRANCHES = "12_branches.py"
 GROWING = "13_growing_batch.py"
-WHOLE = pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="whole examples: make test-frameworks")
 
 
 def test_every_example_is_run_here() -> None:
@@ -45,7 +44,7 @@ def test_every_example_is_run_here() -> None:
     assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, *METERED, *NOISE, *others}
 
 
-@WHOLE
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(ASKED))
 def test_task_files(name: str, tmp_path: Path) -> None:
     command = [
@@ -65,7 +64,7 @@ def test_task_files(name: str, tmp_path: Path) -> None:
     assert all(row["reached"] > 0 for row in answer["rows"][:1])
 
 
-@WHOLE
+@pytest.mark.long
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     result = runpy.run_path(str(EXAMPLES / "02_notebook.py"))["main"]()
@@ -74,7 +73,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "batch size 16" in capsys.readouterr().out
 
 
-@WHOLE
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's own
 @pytest.mark.filterwarnings("ignore:The .* does not have many workers")
 @pytest.mark.parametrize("name", sorted(METERED))
@@ -120,7 +119,7 @@ def exact_noise_scale(epochs: int = 12) -> float:
     return sum(traces) / sum(squares)
 
 
-@WHOLE
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's own
 @pytest.mark.filterwarnings("ignore:The .* does not have many workers")
 @pytest.mark.parametrize("name", sorted(NOISE))
@@ -141,7 +140,7 @@ def test_noise_monitors(name: str, capsys: pytest.CaptureFixture) -> None:
     assert "gradient noise scale: " in capsys.readouterr().out
 
 
-@WHOLE
+@pytest.mark.long
 def test_noise_in_two_processes(tmp_path: Path) -> None:
     """Both ways of taking norms, in both processes, say the same."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EXAMPLES / DDP]
@@ -159,7 +158,7 @@ def test_noise_in_two_processes(tmp_path: Path) -> None:
     assert high > exact_noise_scale(epochs=8) / 1.2
 
 
-@WHOLE
+@pytest.mark.long
 def test_branches(capsys: pytest.CaptureFixture) -> None:
     answer = runpy.run_path(str(EXAMPLES / BRANCHES))["main"]()
     assert answer.outcome in ("bracketed", "at_least", "below", "not_resolved")
@@ -168,7 +167,7 @@ def test_branches(capsys: pytest.CaptureFixture) -> None:
     assert answer.evidence in capsys.readouterr().out
 
 
-@WHOLE
+@pytest.mark.long
 def test_growing_batch(capsys: pytest.CaptureFixture) -> None:
     """The batch grows, the loop ends with its examples and, within a step, with its schedule."""
     controller = runpy.run_path(str(EXAMPLES / GROWING))["main"]()

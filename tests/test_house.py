@@ -18,7 +18,8 @@ TRAINING = FACTS | {"task", "tasks"}
 ALLOWED = {
     "errors": set(),
     "records": set(),
-    "references": {"records"},
+    "papers": set(),
+    "references": {"records", "papers"},
     "analysis": FACTS,
     "store": READING,
     "report": READING,

@@ -29,6 +29,8 @@ from batchscope.records import (
 )
 
 SIGMA, OWN_RATE = 0.1, 0.05
+SAMPLED = ((128, 9.0), (256, 7.5), (512, 6.6), (1024, 6.1))  # examples, largest eigenvalue
+RESIDUAL = "residual norm"
 EPSILONS = (1e-3, 5e-4)
 PLACES = tuple(-1 + 3 * k / 24 for k in range(25))
 LAYERS = ("features.0.weight", "features.0.bias", "classifier.weight")
@@ -190,7 +192,7 @@ def made_up_sharpness(
         lines=lines,
         slices=slices,
         continued=continued(sizes[0], sizes[-1], policies[0]) if causes else (),
-        sample_sizes=((128, 9.0), (256, 7.5), (512, 6.6), (1024, 6.1)) if drawn else (),
+        sample_sizes=tuple((n, measured(v, 0.01, RESIDUAL)) for n, v in SAMPLED) if drawn else (),
         settings={"probes": 5.0, "radius": 0.5, "draws": 64.0},
         study_id="abc123",
         seconds=12.0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +124,7 @@ def _decide(replicas: Replicas) -> list[tuple[int, float]]:
     return found
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="two processes: make test-frameworks")
+@pytest.mark.processes
 def test_all_ranks_decide_alike() -> None:
     both = on_ranks(2, _decide)
     assert both[0] == both[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from runs import TOY, spec_of
 
@@ -28,7 +26,7 @@ def trials(replicas: Replicas | None) -> list[TrialResult]:
     return results
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="two processes: make test-frameworks")
+@pytest.mark.processes
 def test_two_replicas_train_as_one_process() -> None:
     alone, ranks = trials(None), on_ranks(2, trials)
     for number, expected in enumerate(alone):

@@ -181,4 +181,7 @@ def test_causal_runs_are_drawn_against_their_switch() -> None:
 
 def test_sample_sizes_are_joined() -> None:
     (panel,) = drawn(whole, charts.sample_panels)
-    assert {(r["x"], r["y"]) for r in rows_of(panel)} == set(whole().data.sample_sizes)
+    wanted = [(n, m.estimate, m.low, m.high) for n, m in whole().data.sample_sizes]
+    found = sorted({(r["x"], r["y"], r["low"], r["high"]) for r in rows_of(panel)})
+    for row, expected in zip(found, wanted, strict=True):
+        assert row == pytest.approx(expected)

@@ -29,6 +29,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         Cluster("ray")
 
 
+@pytest.mark.processes
 def test_an_address_where_nobody_listens_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="Ray is an extra: pip install batchscope[ray]")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

@@ -16,7 +16,7 @@ STORM = Path(__file__).parents[2] / "benchmarks" / "kill_storm.py"
 SEED = "172"  # its moments, 0.625 and 0.629 of the undisturbed run, are when trials run: not before, not too late
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks")
+@pytest.mark.processes
 @pytest.mark.usefixtures("one_core")
 def test_killing_the_command_or_a_worker_changes_no_record(folder: Path, tmp_path: Path) -> None:
     """One kill of each kind, of a study whose steps are slowed, so that most of its time is training."""

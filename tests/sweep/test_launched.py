@@ -31,7 +31,7 @@ STUDY = ("-m", "batchscope", "study")
 ASKED = ("--policy", "held", "--seeds", "1", "--store", "a.db", "--no-report")
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks")
+@pytest.mark.processes
 def test_under_torchrun_two_ranks_give_one_answer(tmp_path: Path) -> None:
     run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     command = [sys.executable, *run, *STUDY, f"{SMALL}:task", "--batch-sizes", "16", *ASKED, "--json"]
@@ -64,7 +64,7 @@ def launched(folder: Path, *arguments: str, **environment: str) -> list[subproce
     return [subprocess.Popen(command, cwd=folder, env=around | {"RANK": str(rank)}, **pipes) for rank in (0, 1)]
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks")
+@pytest.mark.processes
 def test_a_rank_that_raises_is_named_and_all_end_with_one_code(tmp_path: Path) -> None:
     """In the run that the goal is taken from: without it there is no answer."""
     told = tmp_path / "do-raise"

@@ -34,6 +34,7 @@ from .test_group import end, job, result, tell
 
 os.environ |= QUIET
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install batchscope[ray]")
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from batchscope.training.step import make_shared_model, make_shared_step
 from ranks import on_ranks
 from toys import CPU, SIZE, examples, mlp_with_state, sgd, toy
 
-pytestmark = pytest.mark.skipif(
-    "BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks"
-)
+pytestmark = pytest.mark.processes
 
 RANKS = 3
 SIZES = (11, 7, 2)  # of batches: ragged parts, and a rank without any

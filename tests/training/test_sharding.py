@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import pytest
@@ -22,9 +21,7 @@ from batchscope.training.step import make_shared_model, make_shared_step
 from ranks import on_ranks
 from toys import CPU, SIZE, examples, mlp_with_state, toy
 
-pytestmark = pytest.mark.skipif(
-    "BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="half a minute of two processes: make test-frameworks"
-)
+pytestmark = pytest.mark.processes
 
 RANKS = 2
 LAST = 9  # leaves a last batch of one example, so that a rank has none

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,7 @@ def kept_on(replicas: Replicas) -> tuple[Any, list[Weights]]:
     return [bits(line.validation) for line in result.trace], found
 
 
-@pytest.mark.skipif("BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="two processes: make test-frameworks")
+@pytest.mark.processes
 def test_of_replicas_the_first_keeps_them() -> None:
     """Each has running statistics of its own; those of rank 0 are evaluated with, and kept."""
     (trace, (weights,)), (other, none) = on_ranks(2, kept_on)

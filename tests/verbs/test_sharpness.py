@@ -94,7 +94,11 @@ def test_pictures_go_from_the_small_batch_to_the_large(answered: SharpnessResult
         assert straight.train["loss"][at] == pytest.approx(points[label].loss, rel=1e-6)
     assert [s.label for s in data.slices] == list(straight.labels)
     assert data.points[0].density is not None
-    assert data.sample_sizes[-1] == (256, pytest.approx(data.points[0].largest_eigenvalue.estimate, rel=1e-3))
+    both = data.points[0].trace, data.points[0].trace_again  # two estimators of one trace
+    assert both[0].low < both[1].high
+    assert both[1].low < both[0].high
+    examples, largest = data.sample_sizes[-1]
+    assert (examples, largest.estimate) == (256, pytest.approx(data.points[0].largest_eigenvalue.estimate, rel=1e-3))
 
 
 def test_asked_again_measures_nothing(

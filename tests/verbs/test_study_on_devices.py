@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,7 @@ from batchscope.verbs.study import _remember
 from .conftest import SMALL, Ask
 from .studies import Heard, data_of, hearing, kinds, records
 
-pytestmark = pytest.mark.skipif(
-    "BATCHSCOPE_FRAMEWORKS" not in os.environ, reason="many processes: make test-frameworks"
-)
+pytestmark = pytest.mark.processes
 
 REFERENCE = f"{SMALL}:task"
 SIZES = (64,)  # the reference run is at 16

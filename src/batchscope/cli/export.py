@@ -141,7 +141,14 @@ def _rounds(head: tuple[object, ...], phases: dict[str, tuple[float, ...]]) -> I
 # --- a sharpness ---
 
 ONE_NUMBER = ("loss", "gradient_norm", "adaptive_sharpness", "distance", "initial_norm", "step", "examples")
-WITH_INTERVAL = ("largest_eigenvalue", "smallest_eigenvalue", "trace", "adaptive_eigenvalue", "batch_sharpness")
+WITH_INTERVAL = (
+    "largest_eigenvalue",
+    "smallest_eigenvalue",
+    "trace",
+    "trace_again",
+    "adaptive_eigenvalue",
+    "batch_sharpness",
+)
 
 
 def _sharpness(data: SharpnessData) -> Iterator[tuple[object, ...]]:

@@ -20,7 +20,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -102,6 +102,17 @@ class FullLoss:
     def point(self) -> torch.Tensor:
         """(n,) float64: x as the model has it now."""
         return torch.cat([p.detach().flatten().double() for p in self.parameters])
+
+    def point_of(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(n,) float64: x of a state_dict, or of trainable parameters by name; CannotAnswer for another model's."""
+        shapes = {name: p.shape for name, p in zip(self.names, self.parameters, strict=True)}
+        other = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
+        if other:
+            raise CannotAnswer(
+                f"task {self.task.name!r}: expected weights of its own model, got others ({other[0]} is missing or of "
+                "another shape): give those of the task's model"
+            )
+        return self.joined([state[name].to(self.device) for name in self.names])
 
     def move(self, x: torch.Tensor) -> None:
         """Put the model's parameters at x (n,)."""

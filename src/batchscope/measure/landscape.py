@@ -27,6 +27,7 @@ from batchscope.training.seeding import mix
 
 LINE = tuple((k - 8) / 8 for k in range(25))  # -1 to 2, 0 and 1 among them: 25 places as in Keskar et al.'s own code
 AROUND = tuple((k - 12) / 12 for k in range(25))  # -1 to 1
+PLANE_EXAMPLES = 2048  # that a plane's many losses are the mean over (a guess)
 GRID = tuple((k - 5) / 5 for k in range(11))  # 11 x 11 (a guess: a coarse picture for 121 passes)
 
 Path = Callable[[float], torch.Tensor]
@@ -101,6 +102,39 @@ def slice_2d(
     one, other = (filter_normalised(loss, x, mix(seed, k)) for k in range(2))
     losses = tuple(tuple(loss.value(x + a * one + b * other) for b in places) for a in places)
     return Slice(label, tuple(places), losses)
+
+
+def pictures(
+    train: FullLoss,
+    valid: FullLoss,
+    points: Sequence[torch.Tensor],
+    labels: Sequence[str],
+    *,
+    planes: bool = True,
+    seed: int = 0,
+    begin: Callable[[str], None] = lambda what: None,
+) -> tuple[list[Line], list[Slice], list[str]]:
+    """(lines, slices, notes): both lines between two points, then a slice through each, and the planes around them.
+
+    Planes are over PLANE_EXAMPLES of the examples. A model without filters has no slices: a note says so. `begin` hears
+    what comes next.
+    """
+    lines, slices, notes = [], [], []
+    if len(points) == 2:
+        a, b = points
+        for kind in ("straight", "curved"):
+            begin(f"{kind} line")
+            lines.append(line(train, valid, a, b, kind, labels=(labels[0], labels[1])))
+    try:
+        for x, label in zip(points, labels, strict=True):
+            begin("slice")
+            lines.append(slice_1d(train, valid, x, label=label, seed=seed))
+            if planes:
+                begin("plane")
+                slices.append(slice_2d(train.on(PLANE_EXAMPLES), x, label=label, seed=seed))
+    except CannotAnswer as error:
+        notes.append(str(error))
+    return lines, slices, notes
 
 
 def _along(

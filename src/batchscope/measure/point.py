@@ -17,9 +17,10 @@ import torch
 from batchscope.errors import CannotAnswer
 from batchscope.measure.distance import layer_distances, total_distance
 from batchscope.measure.full_loss import CHUNK, FullLoss
-from batchscope.measure.hessian import density, eigenvalues, trace
+from batchscope.measure.hessian import density, eigenvalues, hutch_plus_plus, trace
 from batchscope.measure.repeatable import probe
 from batchscope.measure.sharpness import (
+    EPSILONS,
     ITERATIONS,
     SUBSPACE,
     adaptive_eigenvalue,
@@ -51,9 +52,9 @@ class Probes:
     examples: int | None = EXAMPLES
     chunk: int = CHUNK
     double: bool = False
-    epsilons: tuple[float, ...] = (1e-3, 5e-4)
+    epsilons: tuple[float, ...] = EPSILONS
     seed: int = 0
-    pictured: bool = False  # also the spectral density, and the box to convergence on a subset
+    pictured: bool = False  # also the spectral density, Hutch++, and the box to convergence on a subset
 
 
 class Counting:
@@ -62,6 +63,10 @@ class Counting:
     def __init__(self, label: str, tell: Tell) -> None:
         self.label, self.what, self.tell = label, "", tell
         self.examples, self._told = 0, -math.inf
+
+    def begin(self, what: str) -> None:
+        """What the examples from now on are for."""
+        self.what = what
 
     def __call__(self, examples: int) -> None:
         self.examples += examples
@@ -75,17 +80,8 @@ def loss_at(
     task: Task, state: State, device: torch.device, data: Any, probes: Probes, count: Callable[[int], None]
 ) -> FullLoss:
     """f over a part of the task's data, with the model at a state."""
-    loss = FullLoss(
-        task,
-        loaded(task, state, device),
-        data,
-        device,
-        examples=probes.examples,
-        chunk=probes.chunk,
-        double=probes.double,
-        tell=count,
-    )
-    return loss
+    how: Any = {"examples": probes.examples, "chunk": probes.chunk, "double": probes.double, "tell": count}
+    return FullLoss(task, loaded(task, state, device), data, device, **how)
 
 
 def loaded(task: Task, state: State, device: torch.device) -> torch.nn.Module:
@@ -103,31 +99,29 @@ def loaded(task: Task, state: State, device: torch.device) -> torch.nn.Module:
 
 
 def measure_point(
-    task: Task,
+    loss: FullLoss,
     state: State,
     initial: State | None,
-    device: torch.device,
     about: PointSharpness,
     probes: Probes,
-    tell: Tell = lambda line: None,
+    count: Counting,
 ) -> PointSharpness:
     """Everything about one set of weights.
 
     Args:
+        loss: f, with its model at these weights; `state`: the same with buffers.
         initial: the weights that training began with; None: no distance.
         about: what is known of the point already (label, batch size, learning rate, ...).
+        count: hears what is measured; the same that `loss` tells.
     """
-    started, count = time.monotonic(), Counting(about.label, tell)
-    point = _as_trained(task, state, device, about, count)
-    loss = loss_at(task, state, device, task.train, probes, count)
-    x = loss.point()
-    point = replace(point, initial_norm=math.nan, distance=math.nan)
+    started, x = time.monotonic(), loss.point()
+    point = replace(_as_trained(loss, state, about, count), initial_norm=math.nan, distance=math.nan)
     if initial is not None:
-        x0 = _beginning(task, loss, initial)
+        x0 = loss.point_of(initial)
         norm = float(torch.linalg.vector_norm(x0))
         layers, away = layer_distances(loss, x, x0), total_distance(x, x0)
         point = replace(point, layers=layers, distance=away, initial_norm=norm)
-    count.what = "loss"
+    count.begin("loss")
     metrics = loss.metrics(x)
     value = metrics.pop("loss")
     point = replace(point, loss=value, metrics=metrics, notes=(*point.notes, *probe(loss)))
@@ -138,7 +132,7 @@ def measure_point(
     _, gradient = loss.gradient(x)
     point = replace(point, gradient_norm=float(torch.linalg.vector_norm(gradient)))
     for name, measure in _MEASURES.items():
-        count.what = name
+        count.begin(name)
         try:
             point = measure(loss, x, point, probes)
         except CannotAnswer as error:
@@ -146,27 +140,15 @@ def measure_point(
     return replace(point, seconds=time.monotonic() - started)
 
 
-def _beginning(task: Task, loss: FullLoss, initial: State) -> torch.Tensor:
-    """(n,) the trainable parameters among the weights that training began with; CannotAnswer where one is missing."""
-    shapes = {name: p.shape for name, p in zip(loss.names, loss.parameters, strict=True)}
-    other = [name for name, shape in shapes.items() if name not in initial or initial[name].shape != shape]
-    if other:
-        raise CannotAnswer(
-            f"task {task.name!r}: expected the initial weights of its own model, got others ({other[0]} is missing or "
-            "of another shape): give those that this training began with"
-        )
-    return loss.joined([initial[name].to(loss.device) for name in loss.names])
-
-
-def _as_trained(
-    task: Task, state: State, device: torch.device, about: PointSharpness, count: Counting
-) -> PointSharpness:
+def _as_trained(loss: FullLoss, state: State, about: PointSharpness, count: Counting) -> PointSharpness:
     """Validation and test metrics in eval mode, as in a trial's trace."""
-    model, count.what = loaded(task, state, device), "validation"
+    task = loss.task
+    model = loaded(task, state, loss.device)
+    count.begin("validation")
     found = {}
     for name, data in (("validation", task.valid), ("test", task.test)):
         if data is not None:
-            found[name] = evaluate(task, model, FixedBatches(task, data, None, device), task.precision)
+            found[name] = evaluate(task, model, FixedBatches(task, data, None, loss.device), task.precision)
             count(data_size(data))
     return replace(about, **found)
 
@@ -202,7 +184,9 @@ def _eigenvalues(loss: FullLoss, x: torch.Tensor, point: PointSharpness, probes:
 
 
 def _trace(loss: FullLoss, x: torch.Tensor, point: PointSharpness, probes: Probes) -> PointSharpness:
-    return replace(point, trace=trace(loss, x, seed=probes.seed, relative_error=TRACE_ERROR, most=16))
+    found = trace(loss, x, seed=probes.seed, relative_error=TRACE_ERROR, most=16)
+    again = hutch_plus_plus(loss, x, seed=probes.seed) if probes.pictured else None
+    return replace(point, trace=found, trace_again=again)
 
 
 def _adaptive(loss: FullLoss, x: torch.Tensor, point: PointSharpness, probes: Probes) -> PointSharpness:

@@ -28,12 +28,11 @@ from batchscope.records import BoxSharpness, Measured
 from batchscope.task import Batch
 from batchscope.training.batches import make_source
 
+EPSILONS = (1e-3, 5e-4)  # half-widths of the box in Keskar et al. 2016, Table 3
 ITERATIONS = 10  # Keskar et al. 2016, section 2.2.2
 SUBSPACE = 100  # columns of A, the same
 MOST_EVALUATIONS = 15_000  # scipy's own limit; iterations end the search first
-CONVERGED = (
-    1e-9  # of the rise so far: a step that adds no more ends the search, where iterations do not count (a guess)
-)
+CONVERGED = 1e-9  # of the rise so far: where iterations do not count, a step that adds less ends the search (a guess)
 ACROSS = 1e3  # widths of the box that a gradient of the usual size is then scaled to (a guess)
 ROWS = 1 << 16  # of A that are in double precision at once
 RADIUS = 0.5  # rho of ASAM's experiments on CIFAR-10 (Kwon et al. 2021, section 5), where the perturbation is a share
@@ -183,15 +182,11 @@ def adaptive_sharpness(
     return best
 
 
-def adaptive_eigenvalue(
-    loss: FullLoss, x: torch.Tensor, *, eta: float = 0.0, seed: int = 0, most: int = 60, tolerance: float = 1e-3
-) -> Measured:
+def adaptive_eigenvalue(loss: FullLoss, x: torch.Tensor, *, eta: float = 0.0, seed: int = 0) -> Measured:
     """The largest eigenvalue of T H T, T = diag(|x| + eta): the curvature of f in u, untouched by rescaling."""
     loss.move(x)
     scale, product = x.abs() + eta, product_of(loss)
-    found = extremes(
-        lambda u: scale * product(scale * u), random_start(loss, seed), most=most, tolerance=tolerance, both=False
-    )
+    found = extremes(lambda u: scale * product(scale * u), random_start(loss, seed), both=False)
     return eigenvalue(found, -1)
 
 

@@ -66,6 +66,7 @@ class PointSharpness:
     largest_eigenvalue: Measured | None = None
     smallest_eigenvalue: Measured | None = None
     trace: Measured | None = None
+    trace_again: Measured | None = None  # by Hutch++, at the points that are pictured: one estimator beside the other
     density: Density | None = None
     adaptive_sharpness: float | None = None  # ASAM: the loss's largest increase within the scaled ball
     adaptive_eigenvalue: Measured | None = None  # largest of T H T, T = diag(|w| + eta)
@@ -159,9 +160,7 @@ class SharpnessData:
     lines: tuple[Line, ...] = ()
     slices: tuple[Slice, ...] = ()
     continued: tuple[Continued, ...] = ()
-    sample_sizes: tuple[
-        tuple[int, float], ...
-    ] = ()  # (examples, largest eigenvalue) at one point: the bias of a subset
+    sample_sizes: tuple[tuple[int, Measured], ...] = ()  # (examples, largest eigenvalue) at one point
     settings: dict[str, float] = field(default_factory=dict)  # of the estimators: probes, radius, draws
     study_id: str | None = None
     notes: tuple[str, ...] = ()

@@ -42,6 +42,7 @@ from batchscope.errors import CannotAnswer, UsageError
 from batchscope.measure.monitor import NoiseMonitor
 from batchscope.records import MicroBatch, NoiseReport, NoiseScale, ProfileResult
 from batchscope.remedies.growing import BY_NAME, SCALES, PowerOfSteps, Rule, Seen, fitted, rate_factor
+from batchscope.remedies.scaling import put_rates
 
 EVERY = 50  # steps from one look at a monitor to the next (a guess; Naganuma et al. 2026: 100)
 LAST = 64  # measurements of a monitor that a look averages (a guess)
@@ -237,11 +238,7 @@ class BatchSizeController:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _put(self, rates: Sequence[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        put_rates(self.optimizer, rates)
         self._set = self._rates()
 
     # --- checkpoints ---

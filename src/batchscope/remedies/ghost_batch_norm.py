@@ -27,14 +27,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchscope.errors import CannotAnswer
-from batchscope.remedies.base import Case, Remedy
+from batchscope.remedies.base import CPU, Case, Remedy
 from batchscope.task import Task
 from batchscope.training.batches import FixedBatches, examples_in
 from batchscope.training.seeding import drawing_from
 from batchscope.training.step import make_model
 
 LEAST = 2  # examples of a shard: one value has no variance
-CPU = torch.device("cpu")
 
 
 def shards(examples: int, size: int) -> list[int]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,12 +96,16 @@ class WarmUp:
 
     def _set(self, factor: float | None) -> None:
         """Write the rates into the optimiser, times the factor; None: as they are."""
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            value = rate if factor is None else factor * rate
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
+        put_rates(self.optimizer, [rate if factor is None else factor * rate for rate in self.rates])
+
+
+def put_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Write a learning rate into each parameter group; where one is a tensor, it stays that tensor."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def warmed_up(

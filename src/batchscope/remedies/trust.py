@@ -23,12 +23,12 @@ from batchscope.errors import CannotAnswer
 from batchscope.remedies.base import CPU
 from batchscope.task import Task
 from batchscope.training.batches import FixedBatches
+from batchscope.training.checks import SAMPLE
 from batchscope.training.seeding import drawing_from
 from batchscope.training.step import make_model
 
 LIBRARY = "pytorch_optimizer"
 NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-PROBED = 8  # examples whose gradient is looked at: as many as the task's own checks use
 
 
 def library() -> Any:
@@ -87,6 +87,6 @@ def _sparse_gradient(task: Task) -> str | None:
     """The name of a weight whose gradient is sparse, on the first examples; None where there is none."""
     with drawing_from(0):
         model = make_model(task, CPU)
-        batch = next(iter(FixedBatches(task, task.train, list(range(min(PROBED, task.train_size))), CPU)))
+        batch = next(iter(FixedBatches(task, task.train, list(range(min(SAMPLE, task.train_size))), CPU)))
         task.batch_loss(model, batch).backward()
     return next((name for name, p in model.named_parameters() if p.grad is not None and p.grad.is_sparse), None)

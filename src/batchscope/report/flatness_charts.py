@@ -307,16 +307,17 @@ def levels_of(result: SharpnessResult) -> str:
 
 def sample_panels(result: SharpnessResult) -> list[Panel]:
     """The largest eigenvalue at one point over ever more examples."""
-    pairs = sorted(result.data.sample_sizes)
+    pairs = sorted(result.data.sample_sizes, key=lambda pair: pair[0])
     if len(pairs) < 2:
         return []
     x = axis_of("examples", [float(n) for n, _ in pairs], log_from=1.5)
-    y = axis_of(name.LARGEST, [v for _, v in pairs])
+    y = axis_of(name.LARGEST, [v for _, m in pairs for v in (m.estimate, m.low, m.high)])
     series = "one set of weights"
     frame = Frame(needed("altair"), x, y, {series: LIST[0]}, {})
-    rows = [{"x": n, "y": short(v), "series": series} for n, v in pairs]
-    marks = frame.chart(rows).mark_point(filled=True, size=50, opacity=1)
-    layers = [line_layer(frame, rows), marks.encode(x=frame.at(), y=frame.height(), color=frame.colour())]
-    said = "; ".join(f"{count(n)}: {number(v)}" for n, v in pairs)
+    drawn = [mark_of(m, n, y, series=series, examples=count(n)) for n, m in pairs]
+    rows = [d for d in drawn if d is not None]
+    tips = (("examples", "examples"), ("text", name.LARGEST))
+    said = "; ".join(f"{d['examples']}: {d['text']}" for d in rows)
     label = f"{name.LARGEST} against examples: {said}"
+    layers = [line_layer(frame, rows), *mark_layers(frame, rows, tips)]
     return [Panel("Largest eigenvalue by examples", label, frame.drawn(layers, TALL))]

@@ -71,7 +71,12 @@ def sections_of(result: SharpnessResult) -> list[tuple[str, str, list[tables.Con
         (
             "points",
             "Every set of weights",
-            [tables.points_table(result, DASH), tables.convergence_table(result), tables.sample_table(result)],
+            [
+                tables.points_table(result, DASH),
+                tables.convergence_table(result),
+                tables.traces_table(result, DASH),
+                tables.sample_table(result, DASH),
+            ],
             "No set of weights was measured.",
         ),
     )

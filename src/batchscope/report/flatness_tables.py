@@ -238,10 +238,19 @@ def box_cells(box: BoxSharpness) -> list[str]:
     ]
 
 
-def sample_table(result: SharpnessResult) -> Content:
+def traces_table(result: SharpnessResult, dash: str = "-") -> Content:
+    """The trace by one estimator beside the other, where both were used."""
+    found = [p for p in result.data.points if p.trace_again is not None]
+    cells = [[plain(p.label), cell(p.trace, dash), cell(p.trace_again, dash)] for p in found]
+    return Content(
+        "The trace by two estimators, 95 % intervals over their probes", ["weights", "Hutchinson", "Hutch++"], cells
+    )
+
+
+def sample_table(result: SharpnessResult, dash: str = "-") -> Content:
     """The largest eigenvalue over ever more examples."""
-    cells = [[count(n), number(value)] for n, value in result.data.sample_sizes]
-    title = "Largest eigenvalue over so many examples, at one set of weights"
+    cells = [[count(n), cell(value, dash)] for n, value in result.data.sample_sizes]
+    title = "Largest eigenvalue over so many examples, at one set of weights; intervals are residual norms"
     return Content(title, ["examples", "largest eigenvalue"], cells)
 
 

@@ -17,9 +17,9 @@ import torch
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.measure.full_loss import FullLoss
 from batchscope.measure.hessian import eigenvalues
-from batchscope.measure.landscape import line, slice_1d, slice_2d
+from batchscope.measure.landscape import pictures
 from batchscope.measure.point import Counting, Probes, loss_at, measure_point
-from batchscope.records import Continued, Evaluation, PointSharpness, TrialSpec, from_plain, to_plain
+from batchscope.records import Continued, Evaluation, Measured, PointSharpness, TrialSpec, from_plain, to_plain
 from batchscope.task import Task
 from batchscope.training.continued import continue_from, early_states
 
@@ -27,7 +27,6 @@ OnLine = Callable[[dict[str, Any]], None]
 State = Mapping[str, torch.Tensor]
 
 SLICE_SEED = 0  # of the directions: the same two for every point
-PLANE_EXAMPLES = 2048  # that a plane's many losses are the mean over (a guess)
 EXTRA_STATE = "_extra_state"  # how torch ends the names of what is no tensor
 LEAST_SAMPLE = 256  # of the curve in the number of examples, which doubles from there
 
@@ -69,14 +68,32 @@ def _is_of_state(entry: tuple[Any, Any]) -> bool:
 
 def do_point(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
     """`weights`: {"path", "which"}; `initial`: the same or None; `about`: PointSharpness; `probes`: Probes."""
-    initial, probes, state = details["initial"], from_plain(Probes, details["probes"]), read_state(**details["weights"])
-    about = from_plain(PointSharpness, details["about"])
-    found = measure_point(
-        task, state, None if initial is None else read_state(**initial), device, about, probes, on_line
+    initial = details["initial"]
+    return _point(
+        task,
+        read_state(**details["weights"]),
+        None if initial is None else read_state(**initial),
+        device,
+        from_plain(PointSharpness, details["about"]),
+        from_plain(Probes, details["probes"]),
+        on_line,
     )
-    loss = loss_at(task, state, device, task.train, probes, lambda examples: None)
+
+
+def _point(
+    task: Task,
+    state: State,
+    initial: State | None,
+    device: torch.device,
+    about: PointSharpness,
+    probes: Probes,
+    on_line: OnLine,
+) -> Any:
+    """The point, and what is known of f."""
+    count = Counting(about.label, on_line)
+    loss = loss_at(task, state, device, task.train, probes, count)
     facts = {"parameters": loss.size, "examples": loss.examples, "chunk": loss.chunk, "normed": loss.normed}
-    return {"point": to_plain(found), "facts": facts}
+    return {"point": to_plain(measure_point(loss, state, initial, about, probes, count)), "facts": facts}
 
 
 def do_pictures(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
@@ -86,27 +103,15 @@ def do_pictures(task: Task, device: torch.device, details: dict[str, Any], on_li
     count = Counting(" and ".join(labels), on_line)
     train = loss_at(task, states[0], device, task.train, probes, count)
     valid = loss_at(task, states[0], device, task.valid, probes, count)
-    points = [loss_at(task, state, device, task.train, probes, count).point() for state in states]
-    lines, slices = [], []
-    if len(points) == 2:
-        for kind in ("straight", "curved"):
-            count.what = f"{kind} line"
-            lines.append(line(train, valid, *points, kind=kind, labels=labels))
-    plane, notes = train.on(PLANE_EXAMPLES), []
-    try:
-        for x, label in zip(points, labels, strict=True):
-            count.what = "slice"
-            lines.append(slice_1d(train, valid, x, label=label, seed=SLICE_SEED))
-            count.what = "plane"
-            slices.append(slice_2d(plane, x, label=label, seed=SLICE_SEED))
-    except CannotAnswer as error:
-        notes.append(str(error))
-    count.what, sizes = "eigenvalue against examples", []
+    points = [train.point_of(state) for state in states]
+    lines, slices, notes = pictures(train, valid, points, labels, seed=SLICE_SEED, begin=count.begin)
+    count.begin("eigenvalue against examples")
+    sizes: list[tuple[int, Measured]] = []
     try:
         sizes = sample_sizes(train, points[0])
     except CannotAnswer as error:
         notes.append(f"{count.what}: {error}")
-    return {"lines": to_plain(lines), "slices": to_plain(slices), "sample_sizes": sizes, "notes": notes}
+    return {"lines": to_plain(lines), "slices": to_plain(slices), "sample_sizes": to_plain(sizes), "notes": notes}
 
 
 def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_line: OnLine) -> Any:
@@ -147,7 +152,7 @@ def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_l
         notes=ended.notes,
     )
     probes = from_plain(Probes, details["probes"])
-    point = measure_point(task, found.state, start.state, device, about, probes, on_line)
+    point = _point(task, found.state, start.state, device, about, probes, on_line)["point"]
     losses = [e.validation["loss"] for e in ended.result.trace]
     run = Continued(
         kind=details["how"],
@@ -155,7 +160,7 @@ def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_l
         from_batch_size=first.arm.batch_size,
         from_epochs=details["epochs"],
         seed=then.seed,
-        point=point,
+        point=from_plain(PointSharpness, point),
         reached_loss=min((v for v in losses if math.isfinite(v)), default=math.inf),
         share=details["share"],
         epochs_after=found.examples / task.train_size,
@@ -163,11 +168,8 @@ def do_continued(task: Task, device: torch.device, details: dict[str, Any], on_l
     return to_plain(run)
 
 
-def sample_sizes(loss: FullLoss, x: torch.Tensor) -> list[tuple[int, float]]:
+def sample_sizes(loss: FullLoss, x: torch.Tensor) -> list[tuple[int, Measured]]:
     """(examples, largest eigenvalue over the first so many), doubling: how much a subset says too much."""
-    found, count = [], LEAST_SAMPLE
-    while count < loss.examples:
-        few = loss.on(count)
-        found.append((few.examples, eigenvalues(few, x, both=False)[0].estimate or 0.0))
-        count *= 2
-    return [*found, (loss.examples, eigenvalues(loss, x, both=False)[0].estimate or 0.0)]
+    counts = [LEAST_SAMPLE << k for k in range(64) if LEAST_SAMPLE << k < loss.examples]
+    parts = [*(loss.on(count) for count in counts), loss]
+    return [(few.examples, eigenvalues(few, x, both=False)[0]) for few in parts]

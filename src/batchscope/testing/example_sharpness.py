@@ -142,7 +142,7 @@ def make_sharpness_data(
         lines=make_lines(one, other),
         slices=(Slice(one, (-1.0, 0.0, 1.0), ((math.inf, 0.9, math.nan), (0.8, 0.2, 0.7), (1.5, 0.6, 2.5))),),
         continued=(warm, noisy),
-        sample_sizes=((250, 4.5), (1000, 4.0)),
+        sample_sizes=((250, Measured(4.5, 4.4, 4.6, 1)), (1000, Measured(4.0, 4.0, 4.0, 1))),
         settings={"probes": 30.0, "radius": 0.5},
         notes=("the points were made up",),
         seconds=12.25,

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 
 from batchscope.errors import CannotAnswer, UsageError
-from batchscope.measure.landscape import line, slice_1d, slice_2d
+from batchscope.measure.landscape import pictures
 from batchscope.measure.point import EXAMPLES, loss_at
 from batchscope.measure.repeatable import probe
 from batchscope.records import Landscape
-from batchscope.sweep.flatness_jobs import PLANE_EXAMPLES, read_state
+from batchscope.sweep.flatness_jobs import read_state
 from batchscope.task import Task, load_task
 from batchscope.training.device import pick_device
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.sharpness import probes_of
 
-WIDTH = 1e-3  # of a box, which is not measured here
 Weights = str | Path | Mapping[str, Any] | torch.nn.Module
 
 
@@ -58,25 +57,16 @@ def landscape(
     if len(set(labels)) < 2:
         raise UsageError(f"expected two different labels, got {labels}: write labels=('small', 'large')")
     states = [_state(w) for w in (a, b) if w is not None]
-    device, probes = pick_device(), probes_of(examples, (WIDTH,), double, seed)
+    device, probes = pick_device(), probes_of(examples, double=double, seed=seed)
     with drawing_from(0):
         train = loss_at(loaded, states[0], device, loaded.train, probes, lambda n: None)
         valid = loss_at(loaded, states[0], device, loaded.valid, probes, lambda n: None)
-        points = [loss_at(loaded, state, device, loaded.train, probes, lambda n: None).point() for state in states]
-        notes = probe(train)
-        lines, slices = [], []
-        if len(points) == 2:
-            lines = [line(train, valid, *points, kind=kind, labels=labels) for kind in ("straight", "curved")]
-        try:
-            for x, label in zip(points, labels, strict=False):
-                lines.append(slice_1d(train, valid, x, label=label, seed=seed))
-                if planes:
-                    slices.append(slice_2d(train.on(PLANE_EXAMPLES), x, label=label, seed=seed))
-        except CannotAnswer as error:
-            if not lines:
-                raise
-            notes = (*notes, str(error))
-    return Landscape(tuple(lines), tuple(slices), train.examples, tuple(train.normed), notes)
+        points = [train.point_of(state) for state in states]
+        repeatable = probe(train)
+        lines, slices, notes = pictures(train, valid, points, labels[: len(points)], planes=planes, seed=seed)
+    if not lines:
+        raise CannotAnswer(notes[0])
+    return Landscape(tuple(lines), tuple(slices), train.examples, tuple(train.normed), (*repeatable, *notes))
 
 
 def _state(weights: Weights) -> Mapping[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import POLICIES, PointSharpness, StudySettings, TrialRecord
 from batchscope.store.base import Store
+from batchscope.store.sqlite import open_store
 from batchscope.sweep.flatness_jobs import read_state
 from batchscope.sweep.keeping import weights_file
 from batchscope.task import Task, load_task
@@ -48,18 +49,18 @@ class Asked:
     settings: StudySettings | None = None  # the study's
 
 
-def ask(
-    store: Store,
-    path: Path,
+def asked_of(
     of: str | Path | Sequence[str | Path],
-    task: Any,
-    initial: str | Path | None,
-    at: str,
-    batch_sizes: Sequence[int] | None,
-    policy: str,
-    seeds: int | None,
+    store: str | Path,
+    *,
+    task: Any = None,
+    initial: str | Path | None = None,
+    at: str = "best",
+    batch_sizes: Sequence[int] | None = None,
+    policy: str = "both",
+    seeds: int | None = None,
 ) -> Asked:
-    """Everything that can be refused before anything is measured. `path`: the store's."""
+    """Everything that can be refused before anything is measured. The store is only read, and none is made."""
     if at not in PLACES:
         raise UsageError(f'expected at "best" or "last", got {at!r}: write --at best')
     if isinstance(of, Path) or not isinstance(of, str) or Path(of).is_file():
@@ -67,7 +68,8 @@ def ask(
         return _of_files([Path(f) for f in files], task, initial, at)
     if initial is not None:
         raise UsageError("expected --initial with checkpoints only: a study's trials know where they began")
-    return _of_study(store, path, of, task, at, batch_sizes, policy, seeds)
+    with open_store(store, read_only=True) as opened:
+        return _of_study(opened, Path(store), of, task, at, batch_sizes, policy, seeds)
 
 
 def _of_study(

@@ -24,12 +24,13 @@ from typing import Any
 from batchscope.analysis.flatness import analyse_sharpness
 from batchscope.errors import UsageError
 from batchscope.measure.point import DRAWS, EXAMPLES, TRACE_ERROR, Probes
-from batchscope.measure.sharpness import ITERATIONS, RADIUS, SUBSPACE
+from batchscope.measure.sharpness import EPSILONS, ITERATIONS, RADIUS, SUBSPACE
 from batchscope.records import (
     Conditions,
     Continued,
     Engine,
     Line,
+    Measured,
     PointSharpness,
     SharpnessData,
     SharpnessQuestion,
@@ -49,7 +50,7 @@ from batchscope.sweep.runner import Listener
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.causes import cause_jobs
 from batchscope.verbs.machine import choose, chosen, executor_for, is_here, machine, plainest
-from batchscope.verbs.points import Asked, Wanted, ask, pair_of
+from batchscope.verbs.points import Asked, Wanted, asked_of, pair_of
 from batchscope.verbs.report import default_path, drawn
 
 
@@ -63,7 +64,7 @@ def sharpness(
     policy: str = "both",
     seeds: int | None = None,
     examples: int | None = EXAMPLES,
-    epsilons: Sequence[float] = (1e-3, 5e-4),
+    epsilons: Sequence[float] = EPSILONS,
     double: bool = False,
     pictures: bool = True,
     causes: bool = False,
@@ -94,9 +95,10 @@ def sharpness(
     Returns: rows, claims 10 and 6 by each measure, distances, as in `--json`. Raises BatchscopeError with one sentence.
     """
     hear: Listener = listen or (lambda kind, details: None)
-    probes = probes_of(examples, epsilons, double, seed)
-    with drawing_from(0), open_store(store) as opened:  # drawing_from: a notebook keeps its random numbers
-        asked = ask(opened, Path(store), of, task, initial, at, batch_sizes, policy, seeds)
+    probes = probes_of(examples, epsilons, double=double, seed=seed)
+    which: dict[str, Any] = {"task": task, "initial": initial, "at": at, "batch_sizes": batch_sizes}
+    with drawing_from(0):  # a notebook keeps its random numbers
+        asked = asked_of(of, store, **which, policy=policy, seeds=seeds)
         question = SharpnessQuestion(
             study_id=asked.study_id,
             labels=tuple(w.label for w in asked.wanted),
@@ -107,11 +109,12 @@ def sharpness(
             causes=causes,
             seed=seed,
         )
-        data = _found(opened, asked, question, double) if not again else None
-        if data is None:
-            data = _measured(opened, asked, question, probes, hear, again)
-        sharpness_id = opened.save_sharpness(data)
-        study = None if asked.study_id is None else opened.study_data(asked.study_id)
+        with open_store(store) as opened:
+            data = _found(opened, asked, question, double) if not again else None
+            if data is None:
+                data = _measured(opened, asked, question, probes, hear, again)
+            sharpness_id = opened.save_sharpness(data)
+            study = None if asked.study_id is None else opened.study_data(asked.study_id)
     result = worded(analyse_sharpness(data, study))
     if draw:
         path = report or default_path(store, f"{data.task}-sharpness", sharpness_id)
@@ -119,7 +122,9 @@ def sharpness(
     return result
 
 
-def probes_of(examples: int | None, epsilons: Sequence[float], double: bool, seed: int) -> Probes:
+def probes_of(
+    examples: int | None, epsilons: Sequence[float] = EPSILONS, *, double: bool = False, seed: int = 0
+) -> Probes:
     """Checked; raises UsageError."""
     if examples is not None and (not isinstance(examples, int) or isinstance(examples, bool) or examples < 2):
         raise UsageError(f"expected a number of examples from 2 up, got {examples!r}: write --examples 8192, or all")
@@ -172,7 +177,7 @@ def _measured(
         double=probes.double,
         lines=from_plain(tuple[Line, ...], drawn_of.get("lines", [])),
         slices=from_plain(tuple[Slice, ...], drawn_of.get("slices", [])),
-        sample_sizes=from_plain(tuple[tuple[int, float], ...], drawn_of.get("sample_sizes", [])),
+        sample_sizes=from_plain(tuple[tuple[int, Measured], ...], drawn_of.get("sample_sizes", [])),
         continued=tuple(from_plain(Continued, found) for found in causes.values()),
         settings={
             "box iterations": ITERATIONS,

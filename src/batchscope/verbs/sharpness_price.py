@@ -10,11 +10,10 @@ from typing import Any
 from batchscope.measure.full_loss import FullLoss
 from batchscope.measure.point import EXAMPLES, loss_at
 from batchscope.report.words import seconds as spelled
-from batchscope.store.sqlite import open_store
 from batchscope.sweep.flatness_jobs import read_state
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
-from batchscope.verbs.points import Wanted, ask
+from batchscope.verbs.points import Wanted, asked_of
 from batchscope.verbs.sharpness import probes_of
 
 PASSES = 200  # of f and its gradient that a point is worth (counted on digits and the MLP: 150 to 260)
@@ -25,25 +24,20 @@ TIMED_EXAMPLES = 1024
 
 def price_sharpness(of: Any, *, store: str | Path = "batchscope.db", **asked: Any) -> dict[str, Any]:
     """The plan of `sharpness(of, **asked)` as plain data."""
-    how: dict[str, Any] = {"examples": EXAMPLES, "epsilons": (1e-3, 5e-4), "double": False, "seed": 0} | asked
+    how: dict[str, Any] = {"at": "best", "policy": "both", "examples": EXAMPLES, "pictures": True} | asked
     which: dict[str, Any] = {
-        "task": None,
-        "initial": None,
-        "at": "best",
-        "batch_sizes": None,
-        "policy": "both",
-        "seeds": None,
-    } | asked
-    names = ("task", "initial", "at", "batch_sizes", "policy", "seeds")
-    with drawing_from(0), open_store(store) as opened:
-        request = ask(opened, Path(store), of, *(which[name] for name in names))
-        probes = probes_of(how["examples"], how["epsilons"], how["double"], how["seed"])
+        name: how.get(name) for name in ("task", "initial", "at", "batch_sizes", "policy", "seeds")
+    }
+    given = {name: how[name] for name in ("epsilons", "double", "seed") if name in how}
+    probes = probes_of(how["examples"], **given)
+    with drawing_from(0):
+        request = asked_of(of, store, **which)
         few = dataclasses.replace(probes, examples=TIMED_EXAMPLES)
         state = read_state(**request.wanted[0].weights)
         loss = loss_at(request.task, state, pick_device(), request.task.train, few, lambda examples: None)
         per_example = _seconds(loss)
     examples = min(probes.examples or request.task.train_size, request.task.train_size)
-    pictured = PICTURE_PASSES if how.get("pictures", True) else 0
+    pictured = PICTURE_PASSES if how["pictures"] else 0
     workers = min(cores(), len(request.wanted)) if request.reference is not None else 1
     seconds = per_example * examples * (PASSES * len(request.wanted) / workers + pictured)
     sizes = sorted({w.about.batch_size for w in request.wanted if w.about.batch_size is not None})
