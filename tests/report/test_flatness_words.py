@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from made_up_flatness import ALL, bare, drawn, files, held, one_seed, whole, worlds
 
+from batchscope.analysis import flatness_measures as name
 from batchscope.analysis.flatness import analyse_sharpness
-from batchscope.records import SharpnessResult
+from batchscope.records import FlatnessRow, Measured, SharpnessResult
 from batchscope.report import flatness_words as said
 from batchscope.report.flatness_facts import facts_of, methods_of
 from batchscope.report.flatness_figures import missing_among
@@ -162,3 +163,18 @@ def test_what_is_not_drawn_says_why() -> None:
     assert "Between a small-batch and a large-batch minimum: no pictures were asked for." in missing
     assert "Training that went on otherwise: no causal runs were asked for." in missing
     assert any(m.startswith("Distance from the initial weights along training: the traces") for m in missing)
+
+
+def test_a_run_far_below_the_edge_is_not_called_a_meter_of_its_rate() -> None:
+    """One whose largest eigenvalue is near 2 / learning rate is."""
+    result = whole()
+
+    def scaled(by: float) -> str:
+        def row(r: FlatnessRow) -> FlatnessRow:
+            m = Measured(by, 0.9 * by, 1.1 * by, 3)
+            return dataclasses.replace(r, measures={**r.measures, name.LARGEST_RATE: m})
+
+        return said.rate_words(dataclasses.replace(result, rows=tuple(map(row, result.rows))))
+
+    assert "it is no meter of the rate" in scaled(0.01)
+    assert "measures its learning rate" in scaled(1.9)

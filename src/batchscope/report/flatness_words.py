@@ -19,6 +19,7 @@ from batchscope.report.words import VERDICT_COUNTS, count, list_of, measured, nu
 POLICIES = {"held": "at the held learning rate", "tuned": "with the learning rate tuned"}
 SAID = 3  # measures that a sentence gives with their ratios; the table has all (a guess at what can be read)
 DIFFERENT = 1.05  # ratio from which two learning rates or losses are called different: the claims' band
+FAR_BELOW = 0.25  # of the edge of stability: a run there is not held by it (a guess)
 NAMED = "Holm-corrected interval "
 VERDICTS = ("holds", "not resolved", "does not hold")
 
@@ -177,12 +178,20 @@ def rate_words(result: SharpnessResult) -> str:
             continue
         pair = [value_of(r, name.LARGEST_RATE) for r in ends]
         held = "; compare the held policy, where it is the same" if "held" in policies_in(result) else ""
-        edge = f", here {number(pair[0])} and {number(pair[1])} / learning rate" if None not in pair else ""
-        return (
+        said = (
             f"{capital(policy_words(policy))} the rate is not the same, {number(rates[0])} at batch size "
-            f"{count(ends[0].batch_size)} and {number(rates[1])} at {count(ends[1].batch_size)}: at its edge of "
-            f"stability gradient descent without momentum holds the largest eigenvalue near {name.EDGE:g} / learning "
-            f"rate{edge}, so that a run which is there measures its learning rate{held}."
+            f"{count(ends[0].batch_size)} and {number(rates[1])} at {count(ends[1].batch_size)}"
+        )
+        known = [v for v in pair if v is not None]
+        here = f", here {number(known[0])} and {number(known[1])} / learning rate" if len(known) == len(pair) else ""
+        if here and max(known) < FAR_BELOW * name.EDGE:
+            return (
+                f"{said}, but the largest eigenvalue{here}, is far below {name.EDGE:g} / learning rate, where gradient "
+                f"descent without momentum would hold it: it is no meter of the rate{held}."
+            )
+        return (
+            f"{said}: at its edge of stability gradient descent without momentum holds the largest eigenvalue near "
+            f"{name.EDGE:g} / learning rate{here}, so that a run which is there measures its learning rate{held}."
         )
     return ""
 
