@@ -12,6 +12,7 @@ from batchscope.records.values import Goal, Measured
 OUTCOMES = ("reached", "not_reached", "diverged", "failed")
 ENDINGS = ("goal", "patience", "cap", "budget", "divergence", "failure")
 POLICIES = ("held", "tuned")
+SINCE_LAYOUT_8 = ("own_batch_size", "own_learning_rate")  # of an arm
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Arm:
     replicas: int = 1
     precision: str = "fp32"
     remedy: str = "none"
+    own_batch_size: int | None = None  # what a remedy scales from: the baseline's; None without one
+    own_learning_rate: float | None = None  # likewise
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ class TrialSpec:
 
     def key(self) -> str:
         """16 hex digits that name this specification: equal for equal specifications, on any machine."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        plain = dataclasses.asdict(self)
+        for name in SINCE_LAYOUT_8:  # unset, they leave every key what it was before there were such fields
+            if plain["arm"][name] is None:
+                del plain["arm"][name]
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

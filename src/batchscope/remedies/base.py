@@ -20,6 +20,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ import torch
 
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.task import Task
+from batchscope.training.control import MakeControl
 from batchscope.training.seeding import drawing_from
 
 PARTS = (  # what a remedy can set; no two that set the same go together
@@ -100,6 +102,14 @@ class Remedy(ABC):
     @abstractmethod
     def apply(self, task: Task, case: Case) -> Task:
         """The task with the remedy; its `lr` is the learning rate to begin with. The given task stays as it is."""
+
+    def control(self, task: Task, case: Case) -> MakeControl | None:
+        """Who decides during a trial, where batch size or schedule do not go on as usual (`training/control.py`)."""
+        return None
+
+    def length(self, case: Case) -> float:
+        """How many times as many examples as others a trial may use: more than 1 only for what trains longer."""
+        return 1.0
 
 
 def optimizer_of(task: Task, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -179,6 +189,14 @@ class Together(Remedy):
         for part in self._in_turn():
             task, case = _after(part, task, case)
         return task
+
+    def control(self, task: Task, case: Case) -> MakeControl | None:
+        """That of the one part that has one."""
+        return next((made for part in self.parts if (made := part.control(task, case)) is not None), None)
+
+    def length(self, case: Case) -> float:
+        """All parts' together."""
+        return math.prod(part.length(case) for part in self.parts)
 
     def _in_turn(self) -> list[Remedy]:
         return sorted(self.parts, key=lambda part: ("learning rate" in part.sets, "optimiser" not in part.sets))
