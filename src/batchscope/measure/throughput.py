@@ -180,10 +180,10 @@ def time_steps(
     steps = {}
     for size in (*batch_sizes, reference):
         steps[size] = clock.steps_for(size)
-        _tell(tell, size, clock)
+        tell_of(tell, size, clock)
     parts = clock.phases() if phases else ()
     meter = EnergyMeter(device) if phases else None
-    taken = {size: _Windows() for size in batch_sizes}
+    taken = {size: Windows() for size in batch_sizes}
     for number in range(rounds):
         for size in batch_sizes if number % 2 == 0 else list(reversed(batch_sizes)):
             windows = taken[size]
@@ -195,7 +195,7 @@ def time_steps(
                 windows.joules.append((after - before) / steps[size])
             for name in parts:
                 windows.phases.setdefault(name, []).append(clock.phase(name, size, max(1, steps[size] // 2)))
-            _tell(tell, size, clock)
+            tell_of(tell, size, clock)
         if number + 1 >= LEAST_ROUNDS and time.monotonic() - started > most_seconds:
             break
     timings = tuple(taken[size].timing(size, steps[size]) for size in batch_sizes)
@@ -203,7 +203,7 @@ def time_steps(
 
 
 @dataclasses.dataclass
-class _Windows:
+class Windows:
     """What was timed at one batch size."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -216,7 +216,7 @@ class _Windows:
         return StepTiming(batch_size, steps, tuple(self.seconds), tuple(self.reference), phases, tuple(self.joules))
 
 
-def _tell(tell: Tell, batch_size: int, clock: StepClock) -> None:
+def tell_of(tell: Tell, batch_size: int, clock: StepClock) -> None:
     """A window has ended: a sign of life, with what it cost."""
     tell({"phase": "timing", "batch_size": batch_size, **clock.spent()})
 
@@ -242,14 +242,14 @@ def time_splits(
     for size, micro in splits:
         once = clock.window(size, 1, micro if micro < size else None)
         steps[size, micro] = max(1, round(WINDOW_SECONDS / once))
-        _tell(tell, size, clock)
-    taken: dict[tuple[int, int], _Windows] = {split: _Windows() for split in splits}
+        tell_of(tell, size, clock)
+    taken: dict[tuple[int, int], Windows] = {split: Windows() for split in splits}
     for number in range(rounds):
         for size, micro in splits if number % 2 == 0 else list(reversed(splits)):
             windows = taken[size, micro]
             windows.reference.append(clock.window(task.batch_size, reference))
             windows.seconds.append(clock.window(size, steps[size, micro], micro if micro < size else None))
-            _tell(tell, size, clock)
+            tell_of(tell, size, clock)
     return tuple(
         SplitTiming(size, micro, tuple(windows.seconds), tuple(windows.reference))
         for (size, micro), windows in taken.items()

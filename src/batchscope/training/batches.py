@@ -44,8 +44,8 @@ class Source(Protocol):
 
     size: int
 
-    def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from batch number `start` on."""
+    def epoch(self, epoch: int, batch_size: int, start: int = 0, used: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from batch number `start` on; the first `used` examples of it are left out."""
         ...
 
 
@@ -58,9 +58,9 @@ class TensorSource:
         self.tensors = tuple(t.to(device) for t in tensors)
         self.size, self.seed, self.device, self.part = len(tensors[0]), seed, device, part
 
-    def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, batch_size: int, start: int = 0, used: int = 0) -> Iterator[Batch]:
         """Tuples of tensors; each is a view into a gathered chunk."""
-        order = permutation(self.seed, epoch, self.size).to(self.device)[start * batch_size :]
+        order = permutation(self.seed, epoch, self.size).to(self.device)[used + start * batch_size :]
         if self.part is None:
             return self._gathered(order, batch_size)
         whole, own = len(order) - len(order) % batch_size, self.part(batch_size)
@@ -119,10 +119,10 @@ class DatasetSource:
         self.part = part or (lambda examples: slice(0, examples))
         self.batches, self.size = _SeededBatches(task, task.train, seed), data_size(task.train)
 
-    def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, batch_size: int, start: int = 0, used: int = 0) -> Iterator[Batch]:
         """Collated batches, moved to the device."""
-        order = permutation(self.seed, epoch, self.size).tolist()
-        batches = [order[i : i + batch_size] for i in range(start * batch_size, self.size, batch_size)]
+        order = permutation(self.seed, epoch, self.size).tolist()[used:]
+        batches = [order[i : i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
         keys = [(epoch, batch[self.part(len(batch))]) for batch in batches]
         yield from _load(self.batches, keys, self.task, self.device, self.prefetched)
 
@@ -177,8 +177,8 @@ class _HostTensors(TensorSource):
         super().__init__(tensors, seed, torch.device("cpu"), part)
         self.target, self.prefetched = device, engine.prefetched
 
-    def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        batches = super().epoch(epoch, batch_size, start)
+    def epoch(self, epoch: int, batch_size: int, start: int = 0, used: int = 0) -> Iterator[Batch]:
+        batches = super().epoch(epoch, batch_size, start, used)
         pinned = (tuple(t.pin_memory() for t in batch) for batch in batches)
         return sent(pinned, self.target, self.prefetched)
 

@@ -13,6 +13,7 @@ counts as none: the trial starts again. So does one whose optimiser or schedule 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import json
 import os
@@ -46,10 +47,14 @@ class Position:
 
 
 class Checkpoint:
-    """One trial's checkpoint file, written at most every `seconds` (a clock that decides no result)."""
+    """One trial's checkpoint file, written at most every `seconds` (a clock that decides no result).
 
-    def __init__(self, path: str | Path, seconds: float = 10.0) -> None:
-        self.path, self.seconds = Path(path), seconds
+    `at_cap`: written also where the trial ends by its cap, so that it can go on under a higher one. The cap is no part
+    of what a checkpoint belongs to: it decides where a trial ends, not how it gets there.
+    """
+
+    def __init__(self, path: str | Path, seconds: float = 10.0, at_cap: bool = False) -> None:
+        self.path, self.seconds, self.at_cap = Path(path), seconds, at_cap
         self._written = time.monotonic()
 
     def due(self, replicas: Replicas | None = None) -> bool:
@@ -69,7 +74,7 @@ class Checkpoint:
         if of_each is None:
             return
         state = {
-            "key": spec.key(),
+            "key": uncapped(spec).key(),
             "position": [position.step, position.examples, position.epoch, position.batch],
             "trace": json.dumps(to_plain(position.trace)),
             "own": of_each,
@@ -115,7 +120,8 @@ class Checkpoint:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception:  # a damaged file can make the unpickler fail in any way
             return None
-        usable = isinstance(state, dict) and state.get("key") == spec.key() and isinstance(state.get("own"), list)
+        of_it = isinstance(state, dict) and state.get("key") == uncapped(spec).key()
+        usable = of_it and isinstance(state.get("own"), list)
         if not usable or (best and all(held.get("best_state") is None for held in (state, *state["own"]))):
             return None
         return state
@@ -125,6 +131,11 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
         for leftover in self.path.parent.glob(f"{glob.escape(self.path.stem)}.*.tmp"):
             leftover.unlink(missing_ok=True)
+
+
+def uncapped(spec: TrialSpec) -> TrialSpec:
+    """The same trial without a cap."""
+    return dataclasses.replace(spec, stop=dataclasses.replace(spec.stop, cap_examples=None))
 
 
 def write_state(path: Path, state: Any, what: str) -> None:

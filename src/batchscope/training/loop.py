@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from batchscope.errors import BatchscopeError
+from batchscope.errors import BatchscopeError, CannotAnswer
 from batchscope.records import Engine, Evaluation, Goal, StopRule, TrialResult, TrialSpec
 from batchscope.task import Batch, Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
 from batchscope.training.checkpoint import Checkpoint, Position
 from batchscope.training.connection import is_of_connection
+from batchscope.training.control import Controlled, MakeControl
 from batchscope.training.device import is_out_of_memory
 from batchscope.training.distributed import Replicas, refuse
 from batchscope.training.engine import PLAIN
@@ -73,6 +74,7 @@ def train(
     replicas: Replicas | None = None,
     start: Mapping[str, Any] | None = None,
     keep: Callable[[Weights], None] | None = None,
+    control: MakeControl | None = None,
 ) -> TrialResult:
     """Train one trial to its end, from its checkpoint where there is one.
 
@@ -90,6 +92,8 @@ def train(
             from where it begins.
         keep: called with the weights of a trial that did not fail, once it has ended; on rank 0 only. Not with weights
             that are sharded. It changes no bit of the trial.
+        control: makes what decides on batch sizes and schedule during the trial; None: the arm's, and one step of the
+            schedule for each of the optimiser's. Not with replicas, `watch` or a graphed engine.
 
     Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text; a lost
     connection to other replicas is no outcome, and is raised.
@@ -99,7 +103,8 @@ def train(
     try:
         evaluator = evaluator or Evaluator(task, device)
         keeps = keep is not None
-        trial = _Trial(task, spec, position, device, evaluator, engine, crossed, watch, replicas, start, keeps)
+        how = (engine, crossed, watch, replicas, start, keeps, control)
+        trial = _Trial(task, spec, position, device, evaluator, *how)
         ended_by = trial.run(checkpoint, on_evaluation)
         found = trial.found() if keeps and trial.leads else None
         initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
@@ -145,12 +150,18 @@ class _Trial:
         replicas: Replicas | None = None,
         start: Mapping[str, Any] | None = None,
         keeps: bool = False,
+        control: MakeControl | None = None,
     ) -> None:
         self.task, self.spec, self.position, self.evaluator, self.crossed = task, spec, position, evaluator, crossed
         self.replicas, self.leads, arm = replicas, replicas is None or replicas.leads, spec.arm
         self.keeps_best = keeps or evaluator.test is not None
         if replicas is not None:
             refuse(task, min(arm.batch_size, task.train_size), replicas.size, engine, watch is not None)
+        if control is not None and (replicas is not None or watch is not None or engine.graphed):
+            raise CannotAnswer(
+                f"remedy {arm.remedy!r}: expected one device and plain steps, as it decides during the trial, got "
+                "several devices, a watch, or replayed steps: use --devices 1, or another remedy"
+            )
         seed_everything(spec.seed)
         if replicas is None:
             self.model = make_model(task, device, engine)
@@ -164,12 +175,17 @@ class _Trial:
         optimizer = task.optimizer(self.model, arm.learning_rate)
         part = replicas.part if replicas is not None else None
         self.source = make_source(task, spec.seed, device, engine, part=part)
-        horizon = steps_within(spec.stop.budget_examples, self.source.size, arm.batch_size)
-        self.scheduler = task.schedule(optimizer, horizon) if task.schedule is not None else None
+        budget = spec.stop.budget_examples
+        self.control, self.scheduler = None, None
+        if control is not None:
+            self.control = control(Controlled(task, self.model, optimizer, arm.batch_size, budget, spec.seed))
+        elif task.schedule is not None:
+            self.scheduler = task.schedule(optimizer, steps_within(budget, self.source.size, arm.batch_size))
         how = {"micro_batch_size": arm.micro_batch_size, "precision": arm.precision, "engine": engine}
         if replicas is None:
             whole = min(arm.batch_size, self.source.size)
             hears = watch(self.model, optimizer) if watch is not None else None
+            hears = hears if self.control is None else self.control.complete
             alone = make_step(task, self.model, optimizer, batch_size=whole, watch=hears, **how)
             self.step: SharedStep = lambda batch, whole: alone(batch)
         else:
@@ -178,11 +194,12 @@ class _Trial:
         self.parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer}
         if self.scheduler is not None:
             self.parts["scheduler"] = self.scheduler
+        if self.control is not None:
+            self.parts["control"] = self.control
 
     def run(self, checkpoint: Checkpoint | None, on_evaluation: Callable[[Evaluation], None] | None) -> str:
         """Train from the checkpoint, or from the start, to the end; advances the position. Returns why it ended."""
-        position, source, batch_size, stop = self.position, self.source, self.spec.arm.batch_size, self.spec.stop
-        step, scheduler, weights = self.step, self.scheduler, self.weights
+        position, stop, step, weights = self.position, self.spec.stop, self.step, self.weights
         if checkpoint is not None:
             resumed = checkpoint.load(self.spec, self.parts, self.replicas, self.keeps_best)
             position.__dict__.update(vars(resumed or position))
@@ -190,14 +207,12 @@ class _Trial:
         last = min(stop.budget_examples, stop.cap_examples or stop.budget_examples)
         next_look = (position.examples // stop.cadence_examples + 1) * stop.cadence_examples
         while ended_by is None:
-            for batch in source.epoch(position.epoch, batch_size, position.batch):
-                whole = min(batch_size, source.size - position.batch * batch_size)
+            for batch, whole in self.rest_of_epoch():
                 examples = position.examples + whole
                 looking = examples >= min(next_look, last)
                 before = [p.detach().clone() for p in weights] if looking else None
                 step(batch, whole)
-                if scheduler is not None:
-                    scheduler.step()
+                self.advance(whole)
                 position.step += 1
                 position.batch += 1
                 position.examples = examples
@@ -206,13 +221,41 @@ class _Trial:
                         self.replicas.settle()
                     ended_by = self.look(norm_of_difference(weights, before), on_evaluation)
                     next_look = (examples // stop.cadence_examples + 1) * stop.cadence_examples
+                    if checkpoint is not None and self.to_be_saved(checkpoint, ended_by):
+                        checkpoint.save(self.spec, position, self.parts, self.replicas)
                     if ended_by is not None:
                         break
-                    if checkpoint is not None and checkpoint.due(self.replicas):
-                        checkpoint.save(self.spec, position, self.parts, self.replicas)
             else:
                 position.epoch, position.batch = position.epoch + 1, 0
         return ended_by
+
+    def rest_of_epoch(self) -> Iterator[tuple[Batch, int]]:
+        """(this replica's part of a batch, examples of the whole batch), from the position to the epoch's end."""
+        position, source, control = self.position, self.source, self.control
+        if control is None:
+            size = self.spec.arm.batch_size
+            for batch in source.epoch(position.epoch, size, position.batch):
+                yield batch, min(size, source.size - position.batch * size)
+            return
+        while (used := position.examples - position.epoch * source.size) < source.size:
+            size = control.batch_size
+            for k, batch in enumerate(source.epoch(position.epoch, size, used=used)):
+                if control.batch_size != size:
+                    break
+                yield batch, min(size, source.size - used - k * size)
+
+    def advance(self, examples: int) -> None:
+        """The optimiser has made a step: the schedule's turn."""
+        if self.control is not None:
+            self.control.stepped(examples)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def to_be_saved(self, checkpoint: Checkpoint, ended_by: str | None) -> bool:
+        """Where a trial goes on, from time to time; and where it was capped, if it may go on under another cap."""
+        if ended_by is None:
+            return checkpoint.due(self.replicas)
+        return ended_by == "cap" and checkpoint.at_cap
 
     def look(self, update_norm: float, on_evaluation: Callable[[Evaluation], None] | None) -> str | None:
         """Evaluate, add a line to the trace, and say why the trial ends here, if it does."""
@@ -225,6 +268,8 @@ class _Trial:
         position.trace.append(line)
         if on_evaluation is not None and self.leads:
             on_evaluation(line)
+        if self.control is not None and position.step > 0:
+            self.control.looked(line.validation["loss"])
         if self.keeps_best and needed and _best(position.trace) is line:
             position.best_state = mapped(self.model.state_dict(), torch.clone)
         return self.why_ended()
