@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         BranchAnswer,
         Goal,
         Landscape,
+        MatchResult,
         Measured,
         MicroBatch,
         NoiseReport,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from batchscope.task import Task, load_task
     from batchscope.verbs.ceiling import largest_micro_batch
     from batchscope.verbs.landscape import landscape
+    from batchscope.verbs.match import match
     from batchscope.verbs.noise import noise
     from batchscope.verbs.profile import profile
     from batchscope.verbs.recommend import recommend
@@ -60,6 +62,7 @@ _HOME = {
     "scale": "batchscope.verbs.scale",
     "sharpness": "batchscope.verbs.sharpness",
     "landscape": "batchscope.verbs.landscape",
+    "match": "batchscope.verbs.match",
     "largest_micro_batch": "batchscope.verbs.ceiling",
     "write_report": "batchscope.verbs.report",
     # what a loop of one's own can use
@@ -76,6 +79,7 @@ _HOME = {
     "Advice": "batchscope.records",
     "ScalingResult": "batchscope.records",
     "SharpnessResult": "batchscope.records",
+    "MatchResult": "batchscope.records",
     "Landscape": "batchscope.records",
     "BranchAnswer": "batchscope.records",
     "Measured": "batchscope.records",
@@ -99,6 +103,7 @@ __all__ = [
     "CannotAnswer",
     "Goal",
     "Landscape",
+    "MatchResult",
     "Measured",
     "MicroBatch",
     "NoiseMonitor",
@@ -119,6 +124,7 @@ __all__ = [
     "landscape",
     "largest_micro_batch",
     "load_task",
+    "match",
     "noise",
     "open_store",
     "profile",

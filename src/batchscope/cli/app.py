@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from batchscope.cli import export, listing, noise, profile, recommend, report, scale, sharpness, show, study
+from batchscope.cli import export, listing, match, noise, profile, recommend, report, scale, sharpness, show, study
 from batchscope.errors import BatchscopeError
 
 INTERRUPTED = 130  # what the parser returns where Ctrl-C meets it: 128 + SIGINT, the shells' convention
@@ -60,6 +60,7 @@ app.command("noise")(_guarded(noise.command))
 app.command("recommend")(_guarded(recommend.command))
 app.command("scale")(_guarded(scale.command))
 app.command("sharpness")(_guarded(sharpness.command))
+app.command("match")(_guarded(match.command))
 app.command("report")(_guarded(report.command))
 app.command("list")(_guarded(listing.list_studies))
 app.command("show")(_guarded(show.command))

@@ -1,4 +1,4 @@
-"""`batchscope list`: a line for each study, profile, noise run, advice, scaling and sharpness that the store holds."""
+"""`batchscope list`: a line for each study, profile, noise run, advice, scaling, sharpness and match in the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from batchscope.cli import options
-from batchscope.records import AdviceData, Conditions, ProfileData, ScalingData, SharpnessData, json_safe, to_plain
+from batchscope.records import (
+    AdviceData,
+    Conditions,
+    MatchData,
+    ProfileData,
+    ScalingData,
+    SharpnessData,
+    json_safe,
+    to_plain,
+)
 
 if TYPE_CHECKING:
     from batchscope.store import NoiseSummary
@@ -23,13 +32,13 @@ AIMS = {
 def list_studies(
     store: options.Store = "batchscope.db", as_json: options.Json = False, debug: options.Debug = False
 ) -> None:
-    """The studies, profiles, noise runs, advices, scalings and sharpnesses of a store, each oldest first."""
+    """The studies, profiles, noise runs, advices, scalings, sharpnesses and matches of a store, each oldest first."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
         studies, profiles, noise_runs = opened.studies(), opened.profiles()[::-1], opened.noise_summaries()
         advices, scalings = opened.advices()[::-1], opened.scalings()[::-1]
-        sharpnesses = opened.sharpnesses()[::-1]
+        sharpnesses, matches = opened.sharpnesses()[::-1], opened.matches()[::-1]
     if as_json:
         listed = {
             "studies": [dataclasses.asdict(s) for s in studies],
@@ -38,6 +47,7 @@ def list_studies(
             "advices": [_advice_facts(advice_id, advice) for advice_id, advice in advices],
             "scalings": [_scaling_facts(scaling_id, scaling) for scaling_id, scaling in scalings],
             "sharpnesses": [_sharpness_facts(sharpness_id, data) for sharpness_id, data in sharpnesses],
+            "matches": [_match_facts(match_id, data) for match_id, data in matches],
         }
         options.print_json(json_safe(listed))
         return
@@ -54,8 +64,10 @@ def list_studies(
         print(f"{scaling_id}  {scaling.task}  {_scaling_in_words(scaling)}  {scaling.measured_at}")
     for sharpness_id, data in sharpnesses:
         print(f"{sharpness_id}  {data.task}  {_sharpness_in_words(data)}  {data.measured_at}")
-    if not (studies or profiles or noise_runs or advices or scalings or sharpnesses):
-        print("no studies, profiles, noise runs, advices, scalings or sharpnesses yet")
+    for match_id, match in matches:
+        print(f"{match_id}  {match.task}  {_match_in_words(match)}  {match.measured_at}")
+    if not (studies or profiles or noise_runs or advices or scalings or sharpnesses or matches):
+        print("no studies, profiles, noise runs, advices, scalings, sharpnesses or matches yet")
 
 
 def _profile_facts(profile_id: str, profile: ProfileData) -> dict[str, Any]:
@@ -200,6 +212,29 @@ def _sharpness_in_words(data: SharpnessData) -> str:
     if sizes:
         words += f" of batch size{'' if len(sizes) == 1 else 's'} {', '.join(map(str, sizes))}"
     return f"{words}; {data.examples:,} examples"
+
+
+def _match_facts(match_id: str, data: MatchData) -> dict[str, Any]:
+    """One match of `list --json`: what was asked, and what was run for it. The verdicts take an analysis: `show`."""
+    return {
+        "id": match_id,
+        "task": data.task,
+        "fingerprint": data.fingerprint,
+        "measured_at": data.measured_at,
+        **_where(data.conditions),
+        **to_plain(data.question),
+        "baseline_learning_rate": data.baseline_learning_rate,
+        "runs": len(data.runs),
+        "examples": sum(run.examples for run in data.runs),
+    }
+
+
+def _match_in_words(data: MatchData) -> str:
+    """One match of `list`."""
+    question, remedies, runs = data.question, len(data.question.remedies), len(data.runs)
+    sizes = f"batch size{'' if len(question.batch_sizes) == 1 else 's'} {', '.join(map(str, question.batch_sizes))}"
+    tried = f"{remedies} {'remedy' if remedies == 1 else 'remedies'}, {runs} run{'' if runs == 1 else 's'}"
+    return f"match of {sizes} against {question.own_batch_size}; {tried}"
 
 
 def _where(conditions: Conditions) -> dict[str, Any]:

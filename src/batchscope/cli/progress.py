@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from batchscope.cli import interrupt
-from batchscope.records import MemoryProbe, TrialSpec
+from batchscope.records import NO_REMEDY, MemoryProbe, TrialSpec
 
 REFRESH_PER_SECOND = 4  # more would take the cores from the trials
 
@@ -113,4 +113,6 @@ def _doing(line: dict[str, Any]) -> str:
 
 
 def _arm(spec: TrialSpec) -> str:
-    return f"B={spec.arm.batch_size} lr={spec.arm.learning_rate:.4g} seed {spec.seed}"
+    arm = spec.arm
+    remedy = f"{arm.remedy} " if arm.remedy != NO_REMEDY else ""
+    return f"{remedy}B={arm.batch_size} lr={arm.learning_rate:.4g} seed {spec.seed}"

@@ -3,17 +3,17 @@
 A store keeps *studies* (settings, timing, choices, notes), the *trials* that belong to them, every *attempt* at a
 trial, *profiles* (seconds and bytes against batch size), *noise runs* (gradient norms along a run), *advices* (what one
 `recommend` was asked and measured), *scalings* (what one `scale` measured over device counts), *sharpnesses* (what one
-`sharpness` measured at a study's weights), *parts* of a long measurement that is not done, and the *tasks* it has
-seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is a store. Studies and trials are in this
-file, what is read whole in `base_documents.py`.
+`sharpness` measured at a study's weights), *matches* (what one `match` ran and timed), *parts* of a long measurement
+that is not done, and the *tasks* it has seen. Anything that passes `batchscope.testing.store_contract.StoreContract` is
+a store. Studies and trials are in this file, what is read whole in `base_documents.py`.
 
 Ownership and concurrency:
 
 - Records go in and come out frozen; floats come back with the same bits, nan and inf included.
 - A trial is identified by (task fingerprint, conditions, specification). It is stored once and linked to as many
   studies as ask for it; a finished trial is never changed.
-- A profile, a noise run, an advice, a scaling or a sharpness is never changed and never replaced: each measurement is
-  kept. `study_data` takes the newest profile that applies.
+- A profile, a noise run, an advice, a scaling, a sharpness or a match is never changed and never replaced: each
+  measurement is kept. `study_data` takes the newest profile that applies.
 - A part belongs to its key: whoever saves one first is believed, also by another process; parts have no id, are not
   listed, and stay when the measurement is done, so that the next one with the same keys finds them.
 - Several processes may use one store at once. A trial is run by the one that holds its *lease*: `lease` is atomic,
@@ -59,8 +59,8 @@ UNFINISHED_WAYS = ("interrupted", "died")  # the ways to `release`; the third wa
 
 
 class Store(DocumentStore):
-    """The contract. A `study_id`, `profile_id`, `noise_id`, `advice_id`, `scaling_id` or `sharpness_id` may be any
-    unambiguous beginning of one; an unknown one raises `StoreError`."""
+    """The contract. A `study_id`, `profile_id`, `noise_id`, `advice_id`, `scaling_id`, `sharpness_id` or `match_id` may
+    be any unambiguous beginning of one; an unknown one raises `StoreError`."""
 
     # --- tasks seen ---
 
@@ -143,7 +143,7 @@ class Store(DocumentStore):
     def add_trials(
         self, study_id: str | None, role: str, fingerprint: str, conditions: Conditions, specs: Sequence[TrialSpec]
     ) -> list[int]:
-        """Link trials to a study in a role and return their ids, in the order of `specs`.
+        """Link trials to a study in a role and return their ids, in the order of `specs`; no study: only add them.
 
         A trial that is stored already, from this study or another, is linked and not added again. Adding twice
         changes nothing.

@@ -7,6 +7,7 @@
     memory     bytes at one micro-batch size; asked of a fresh worker each time
     noise      follow one trial and measure its gradients
     point, pictures, continued      of stored weights (`sweep/flatness_jobs.py`)
+    remedies   seconds per step with each of some remedies, beside the plain task's
     facts      what a profile needs to know of the task: largest example, units, operations, free device memory
 
 The same functions serve worker processes and a notebook's own process, so that a trial is the same bits either way.
@@ -27,6 +28,7 @@ import torch
 from batchscope.analysis.target import crossing
 from batchscope.errors import BatchscopeError, TaskError
 from batchscope.measure.beside import NoiseBeside
+from batchscope.measure.compared_steps import time_compared
 from batchscope.measure.energy import MEASURED, NOT_MEASURED, EnergyMeter
 from batchscope.measure.engines import fastest_engine
 from batchscope.measure.flops import count_flops
@@ -36,10 +38,11 @@ from batchscope.measure.peak import peak_meter, physical_bytes
 from batchscope.measure.samples import largest_sample, units_per_example
 from batchscope.measure.scaling import time_scaling
 from batchscope.measure.throughput import fastest_threads, time_splits, time_steps
-from batchscope.records import Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
+from batchscope.records import Arm, Conditions, Engine, Goal, TrialSpec, from_plain, to_plain
 from batchscope.sweep.flatness_jobs import do_continued, do_pictures, do_point
 from batchscope.sweep.messages import CONNECTION_LOST, Job, TaskReference
 from batchscope.sweep.ranks import Pulse, leave_place, ranked, take_place
+from batchscope.sweep.treated import treated
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.connection import is_of_connection
@@ -74,10 +77,12 @@ def trial_job(
     engine: Engine | None = None,
     watch: bool = False,
     keep: dict[str, Any] | None = None,
+    at_cap: bool = False,
 ) -> Job:
     """Train one trial, from its checkpoint where there is one; with `watch`, measure its gradient noise beside it.
 
-    `keep`: where its weights are written, and whose they are (`Keeping.order`).
+    `keep`: where its weights are written, and whose they are (`Keeping.order`). `at_cap`: leave a checkpoint where it
+    is capped.
     """
     details = {
         "spec": to_plain(spec),
@@ -89,6 +94,7 @@ def trial_job(
         "engine": to_plain(engine or Engine()),
         "watch": watch,
         "keep": keep,
+        "at_cap": at_cap,
     }
     return Job(trial_id, "trial", details)
 
@@ -145,6 +151,7 @@ class Workbench:
             "timing": self._timing,
             "splits": self._splits,
             "memory": self._memory,
+            "remedies": self._remedies,
             "noise": self._noise,
             "facts": self._facts,
             **{name: partial(self._flatness, do) for name, do in FLATNESS.items()},
@@ -174,16 +181,18 @@ class Workbench:
         path, spec = details["checkpoint"], from_plain(TrialSpec, details["spec"])
         hooked = not (conditions.engine.graphed or conditions.engine.compiled)  # those steps call no hook
         beside = NoiseBeside(self.task, spec) if details["watch"] and hooked else None
+        task, control = treated(self.task, spec.arm)
         result = train(
-            self.task,
+            task,
             spec,
             device=self.device,
             evaluator=self._evaluator,
             goal=from_plain(Goal | None, details["goal"]),
             crossed=lambda trace, goal: crossing(trace, goal) is not None,
-            checkpoint=Checkpoint(path, details["checkpoint_seconds"]) if path else None,
+            checkpoint=Checkpoint(path, details["checkpoint_seconds"], details["at_cap"]) if path else None,
             on_evaluation=lambda line: on_line({"examples": line.examples, "loss": line.validation["loss"]}),
-            engine=conditions.engine,
+            engine=conditions.engine if control is None else replace(conditions.engine, graphed=False),
+            control=control,
             watch=beside,
             replicas=replicas,
             keep=_keeper(spec, **details["keep"]) if details["keep"] is not None else None,
@@ -225,6 +234,13 @@ class Workbench:
         conditions = self._set_up(details)
         splits = [(size, micro) for size, micro in details["splits"]]
         return to_plain(time_splits(self.task, splits, self.device, conditions, tell=on_line))
+
+    def _remedies(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
+        """`arms`: by name, one or more of one remedy at several batch sizes."""
+        conditions = self._set_up(details)
+        arms = {name: from_plain(tuple[Arm, ...], some) for name, some in details["arms"].items()}
+        tasks = {name: (treated(self.task, some[0])[0], [a.batch_size for a in some]) for name, some in arms.items()}
+        return to_plain(time_compared(self.task, tasks, self.device, conditions, tell=on_line))
 
     def _memory(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
         conditions = self._set_up(details)

@@ -20,7 +20,7 @@ from batchscope.store.owner import Owner
 from batchscope.sweep.executors.base import Died, Done, Event, Executor, Line, Refused
 from batchscope.sweep.jobs import Job, trial_job
 from batchscope.sweep.keeping import Keeping, trial_name
-from batchscope.training.checkpoint import Checkpoint
+from batchscope.training.checkpoint import Checkpoint, uncapped
 
 LEASE_SECONDS = 60.0  # a runner that stops renewing for so long is taken for dead
 POLL_SECONDS = 0.5
@@ -52,19 +52,25 @@ class Runner:
         self.owner = Owner.here()
         self._waiting: dict[int, TrialSpec] = {}
         self._running: dict[int, TrialSpec] = {}
-        self._renewed, self._watch = 0.0, False
+        self._renewed, self._watch, self._at_cap = 0.0, False, False
         self.keeping, self.notes = keeping, []
         self._kept: set[int] = set()  # trials whose weights are wanted
         self._again: set[int] = set()  # of those that run, the stored ones
 
     def run(
-        self, wanted: Mapping[str, Sequence[TrialSpec]], watch: bool = False, keep: Collection[str] = REPORTED
+        self,
+        wanted: Mapping[str, Sequence[TrialSpec]],
+        watch: bool = False,
+        keep: Collection[str] = REPORTED,
+        at_cap: bool = False,
     ) -> dict[str, list[TrialRecord]]:
         """All of these trials, by role, finished: stored ones are read, the others run. In the order given.
 
         `watch`: their gradient noise is measured beside them. `keep`: roles whose weights are kept, with a `keeping`.
+        `at_cap`: those that end by their cap leave a checkpoint, from which they go on under a higher one, until it is
+        dropped (`drop_checkpoints`).
         """
-        self._watch = watch
+        self._watch, self._at_cap = watch, at_cap
         ids = {role: self._add(role, specs) for role, specs in wanted.items()}
         self._kept = {i for role in keep for i in ids.get(role, [])} if self.keeping is not None else set()
         asked = {i: s for role, specs in wanted.items() for i, s in zip(ids[role], specs, strict=True)}
@@ -143,16 +149,24 @@ class Runner:
         keep = None
         if self.keeping is not None and trial_id in self._kept:
             keep = self.keeping.order(self._name(spec), self.fingerprint, again=trial_id in self._again)
-        return trial_job(str(trial_id), spec, self.goal, *settings, watch=self._watch, keep=keep)
+        return trial_job(str(trial_id), spec, self.goal, *settings, self._watch, keep, self._at_cap)
 
     def _name(self, spec: TrialSpec) -> str:
         return trial_name(spec, self.fingerprint, self.conditions)
 
     def _checkpoint(self, spec: TrialSpec) -> Checkpoint:
-        return Checkpoint(self.checkpoints / f"{self._name(spec)}.pt")
+        return Checkpoint(self.checkpoints / f"{self._name(uncapped(spec))}.pt")
+
+    def drop_checkpoints(self, specs: Sequence[TrialSpec]) -> None:
+        """These do not go on under a higher cap."""
+        self._at_cap = False
+        for spec in specs:
+            self._remove_checkpoint(spec)
 
     def _remove_checkpoint(self, spec: TrialSpec) -> None:
         """The trial is stored: its checkpoint goes, with what workers killed while they wrote one have left."""
+        if self._at_cap and spec.stop.cap_examples is not None:
+            return
         checkpoint = self._checkpoint(spec)
         checkpoint.remove()
         for half in self.checkpoints.glob(f"{checkpoint.path.stem}.*"):

@@ -6,13 +6,15 @@ this store, so that trials and timings are made under the same conditions.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from batchscope.errors import CannotAnswer, UsageError
-from batchscope.records import Conditions, from_plain
+from batchscope.records import Conditions, from_plain, to_plain
 from batchscope.store.base import Store
 from batchscope.store.owner import Owner
 from batchscope.sweep.executors import launched
@@ -140,6 +142,25 @@ def choose(
     hear("phase", {"roles": {"choosing workers, threads and engine": 1}, "trials": 0})
     found = call(executor, Job("threads", "threads", {"batch_sizes": sizes, "world_size": devices}))
     return found["workers"], from_plain(Conditions, found["conditions"])
+
+
+def kept_choice(
+    store: Store, task: Task, fingerprint: str, executor: Executor, batch_sizes: Sequence[int], hear: Listener
+) -> tuple[int, Conditions]:
+    """Workers and conditions as `chosen` finds them, or a choice made now and stored as a part.
+
+    Another choice, by another measurement, would not find what is done under this one.
+    """
+    found = chosen(store, fingerprint)
+    if found is not None:
+        return found
+    made = json.dumps([fingerprint, "choice", to_plain(plainest(task.precision))], sort_keys=True)
+    key = hashlib.sha256(made.encode()).hexdigest()[:32]
+    if store.part(key) is None:
+        workers, conditions = choose(executor, task, batch_sizes, hear)
+        store.save_part(key, fingerprint, "choice", {"workers": workers, "conditions": to_plain(conditions)})
+    kept = store.part(key) or {}
+    return kept["workers"], from_plain(Conditions, kept["conditions"])
 
 
 def call(

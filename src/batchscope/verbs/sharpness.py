@@ -49,7 +49,7 @@ from batchscope.sweep.many import do_all
 from batchscope.sweep.runner import Listener
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.causes import cause_jobs
-from batchscope.verbs.machine import choose, chosen, executor_for, is_here, machine, plainest
+from batchscope.verbs.machine import executor_for, is_here, kept_choice, machine
 from batchscope.verbs.points import Asked, Wanted, asked_of, pair_of
 from batchscope.verbs.report import default_path, drawn
 
@@ -194,21 +194,10 @@ def _measured(
 
 
 def _choice(store: Store, asked: Asked, executor: Executor, hear: Listener) -> tuple[int, Conditions]:
-    """Workers and conditions, without an engine, as f is computed by no compiled step.
-
-    A choice that no study, profile or advice has made here is stored too: another one, by another measurement, would
-    not find the parts that are done.
-    """
-    found = chosen(store, asked.fingerprint)
-    if found is None:
-        key = _digest([asked.fingerprint, "choice", to_plain(plainest(asked.task.precision))])
-        if store.part(key) is None:
-            workers, conditions = choose(executor, asked.task, [asked.task.batch_size], hear)
-            content = {"workers": workers, "conditions": to_plain(conditions)}
-            store.save_part(key, asked.fingerprint, "choice", content)
-        kept = store.part(key) or {}
-        found = kept["workers"], from_plain(Conditions, kept["conditions"])
-    return found[0], dataclasses.replace(found[1], engine=Engine())
+    """Workers and conditions, without an engine, as f is computed by no compiled step."""
+    sizes = [asked.task.batch_size]
+    workers, conditions = kept_choice(store, asked.task, asked.fingerprint, executor, sizes, hear)
+    return workers, dataclasses.replace(conditions, engine=Engine())
 
 
 def _digest(made: Any) -> str:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from batchscope.analysis.table import analyse
-from batchscope.analysis.target import HOLDS_FOR
 from batchscope.errors import CannotAnswer, UsageError
 from batchscope.measure.coupling import replica_norms
 from batchscope.records import (
@@ -41,15 +40,13 @@ from batchscope.task import Task
 from batchscope.training.fingerprint import changed
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import check_devices, choose, chosen, executor_for, machine
+from batchscope.verbs.own_goal import goal_within
 from batchscope.verbs.report import default_path, drawn
 from batchscope.verbs.request import Request, prepare
 from batchscope.verbs.timing import stored_timing, timing_pass
 
 FAR_SMALLER = 16  # a last batch of so small a share of the others is spoken of (a guess)
 DEFAULT_STORE = "batchscope.db"
-OWN_GOAL_SLACK = (
-    0.02  # goal=None: the lowest loss that held plus 2 % of its fall, so that most seeds reach it (a guess)
-)
 
 
 def study(
@@ -276,11 +273,7 @@ def _time(
 
 
 def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, list[TrialSpec]]:
-    """For goal=None: what the task's own point reaches in one run of the whole budget, with a little slack.
-
-    To reach a loss is to hold it at three evaluations running: the least that it did so is
-    min over k of max(y_k, y_(k+1), y_(k+2)), with y the validation losses after the initial one.
-    """
+    """For goal=None: what the task's own point reaches in one run of the whole budget, with a little slack."""
     task = request.task
     own = [task.batch_size], float(task.lr), task.precision
     spec = arms_of(*own, request.stop, request.seeds[:1], request.devices)
@@ -291,17 +284,12 @@ def _own_goal(runner: Runner, request: Request, hear: Listener) -> tuple[Goal, l
             f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to train, as no "
             f"goal was given, and it failed ({record.result.reason}): give a goal, or mend it"
         )
-    start, *losses = [e.validation["loss"] for e in record.result.trace]
-    runs = [losses[k : k + HOLDS_FOR] for k in range(len(losses) - HOLDS_FOR + 1)]
-    lowest = min((max(run) for run in runs if all(map(math.isfinite, run))), default=math.inf)
-    if not lowest < start:
+    goal = goal_within([record.result.trace])
+    if goal is None:
         raise CannotAnswer(
             f"task {task.name!r}: expected its own point (lr={task.lr}, batch_size={task.batch_size}) to lower the "
             "validation loss, it did not: give a goal, or a learning rate that trains"
         )
-    value = lowest + OWN_GOAL_SLACK * (start - lowest)
-    rounded = float(f"{value:.4g}")
-    goal = Goal("loss", at_most=rounded if rounded >= lowest else value)
     hear("note", {"text": f"the goal was left open: {goal}, which the task's own point reaches"})
     return goal, spec
 

@@ -1,0 +1,219 @@
+"""Which trials does a match run, and in which order? Races, and what they have chosen again with fresh seeds.
+
+    baseline    the own batch size, its learning rate raced among as many as every remedy has; then every fresh seed
+    untuned     the large batch at the baseline's learning rate: the gap that there is to close
+    race        all remedies at the large batch, each at the same number of learning rates, one seed that never reports
+    confirmed   the best of them, and the plain large batch, with the fresh seeds
+
+All runs may use as many examples and are evaluated after as many; schedules follow the whole of them, also where a race
+stops a run early. Decisions are taken when a round has ended, from the records alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from batchscope.analysis.race import Race
+from batchscope.analysis.target import crossing
+from batchscope.errors import CannotAnswer
+from batchscope.records import (
+    NO_REMEDY,
+    Arm,
+    CannotApply,
+    Goal,
+    MatchQuestion,
+    MatchRun,
+    Racer,
+    RaceRound,
+    StopRule,
+    TrialRecord,
+    TrialSpec,
+)
+from batchscope.remedies.base import Case, Remedy, by_name
+from batchscope.sweep.runner import Runner
+from batchscope.task import Task
+
+
+@dataclass
+class Ran:
+    """What has been run so far."""
+
+    runs: list[MatchRun] = field(default_factory=list)
+    rounds: list[RaceRound] = field(default_factory=list)
+    refused: list[CannotApply] = field(default_factory=list)
+    chosen: list[tuple[int, Racer]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    records: dict[str, TrialRecord] = field(default_factory=dict)  # by trial key: of those that confirm
+    spent: dict[tuple[str, float, str, int, int], int] = field(default_factory=dict)  # a run's examples, counted once
+
+    @property
+    def examples(self) -> int:
+        """All that was used."""
+        return sum(self.spent.values())
+
+
+class MatchTrials:
+    """The runs of one match, on a runner; `ran` is what they gave."""
+
+    def __init__(self, task: Task, question: MatchQuestion, runner: Runner, precision: str) -> None:
+        self.task, self.question, self.runner, self.precision = task, question, runner, precision
+        self.ran = Ran()
+        self.rate = float(task.lr)  # of the baseline, once it is tuned
+        self.limit = math.inf  # examples of all runs
+
+    # --- the phases ---
+
+    def baseline(self) -> list[TrialRecord]:
+        """Tune the own batch size, run it with every fresh seed. Raises CannotAnswer where it cannot be trained."""
+        q = self.question
+        race = self._race(q.own_batch_size, {NO_REMEDY: self.rate}, "baseline race")
+        best = race.ranking()[0]
+        if not math.isfinite(race.score(best)):
+            raise CannotAnswer(
+                f"task {self.task.name!r}: expected its own batch size {q.own_batch_size} to train at some learning "
+                f"rate about {self.rate:g}, all {len(race.states)} diverged or failed: give a learning rate that trains"
+            )
+        self.rate = best.learning_rate
+        return self._confirm("baseline", q.own_batch_size, [best])
+
+    def untuned(self, size: int) -> None:
+        """The large batch at the baseline's learning rate."""
+        self._confirm("untuned", size, [Racer(NO_REMEDY, self.rate)])
+
+    def refusals(self, size: int, names: Sequence[str]) -> list[CannotApply]:
+        """The remedies that cannot be applied, and why."""
+        case = self._case(size)
+        reasons = {name: by_name(name).why_not(self.task, case) for name in names}
+        return [CannotApply(size, name, why) for name, why in reasons.items() if why is not None]
+
+    def remedies_at(self, size: int, names: Sequence[str]) -> dict[str, Remedy]:
+        """Those that can be applied; the others are noted."""
+        refused = self.refusals(size, names)
+        self.ran.refused += refused
+        return {name: by_name(name) for name in names if name not in {r.remedy for r in refused}}
+
+    def race(self, size: int, remedies: Mapping[str, Remedy]) -> list[Racer]:
+        """Each remedy at its best learning rate, best first."""
+        first = {name: self._first_rate(remedy, size) for name, remedy in remedies.items()}
+        race = self._race(size, first, "race", {n: r.length(self._case(size)) for n, r in remedies.items()})
+        return list(race.ranking())
+
+    def confirm(self, size: int, ranking: Sequence[Racer], most: int | None) -> None:
+        """The best ones, and the plain large batch, with the fresh seeds."""
+        alive = list(ranking)
+        kept = alive if most is None else alive[:most]
+        kept += [racer for racer in alive[len(kept) :] if racer.remedy == NO_REMEDY]
+        self.ran.chosen += [(size, racer) for racer in kept]
+        self._confirm("confirmed", size, kept)
+
+    def fits(self, runs: int) -> bool:
+        """Whether so many runs to the end fit into what is left of the budget."""
+        return self.ran.examples + runs * self.question.budget_examples <= self.limit
+
+    # --- how they are run ---
+
+    def _race(
+        self, size: int, first: Mapping[str, float], role: str, lengths: Mapping[str, float] | None = None
+    ) -> Race:
+        q = self.question
+        race = Race(first, q.budget_examples, size, q.cadence_examples, lengths, len(q.race_seeds))
+        specs: set[TrialSpec] = set()
+        last: dict[tuple[Racer, int], MatchRun] = {}
+        while wanted := race.next_round():
+            asked = {
+                self._spec(size, racer, seed, cap): (racer, seed)
+                for racer, cap in wanted.items()
+                for seed in q.race_seeds
+            }
+            done = self.runner.run({role: list(asked)}, keep=[], at_cap=True)[role]
+            specs |= set(asked)
+            for record in done:
+                racer, seed = asked[record.spec]
+                last[racer, seed] = self._note(record, role, None)
+                race.add(racer, last[racer, seed].losses, record.result.outcome, seed)
+        self.runner.drop_checkpoints(list(specs))
+        self.ran.runs += last.values()
+        self.ran.rounds += race.rounds
+        if race.note:
+            self.ran.notes.append(race.note)
+        return race
+
+    def _confirm(self, role: str, size: int, racers: Sequence[Racer]) -> list[TrialRecord]:
+        specs = [self._spec(size, racer, seed, None) for seed in self.question.seeds for racer in racers]
+        records = self.runner.run({role: specs}, keep=[])[role]
+        for record in records:
+            self.ran.records[record.spec.key()] = record
+            self.ran.runs.append(self._note(record, role, None))
+        return records
+
+    def _spec(self, size: int, racer: Racer, seed: int, cap: int | None) -> TrialSpec:
+        q, plain = self.question, racer.remedy == NO_REMEDY
+        length = 1.0 if plain else by_name(racer.remedy).length(self._case(size))
+        budget = round(length * q.budget_examples)
+        arm = Arm(
+            size,
+            racer.learning_rate,
+            precision=self.precision,
+            remedy=racer.remedy,
+            own_batch_size=None if plain else q.own_batch_size,
+            own_learning_rate=None if plain else self.rate,
+        )
+        capped = cap if cap is not None and cap < budget else None
+        return TrialSpec(arm, seed, StopRule(budget, q.cadence_examples, cap_examples=capped))
+
+    def _note(self, record: TrialRecord, role: str, goal: Goal | None) -> MatchRun:
+        run = run_of(record, role, goal)
+        key = (run.remedy, run.learning_rate, role, run.batch_size, run.seed)
+        self.ran.spent[key] = run.examples
+        return run
+
+    def _case(self, size: int) -> Case:
+        return Case(size, self.question.own_batch_size, self.rate, self.task.train_size)
+
+    def _first_rate(self, remedy: Remedy, size: int) -> float:
+        """Where the search of a remedy's learning rate begins.
+
+        As the remedy says; for one that says nothing, the baseline's by the square-root rule, as a study's search does:
+        between the linear rule and none.
+        """
+        case = self._case(size)
+        applied = remedy.apply(self.task, case)
+        if {"learning rate", "optimiser", "batch size"} & set(remedy.sets):
+            return float(applied.lr)
+        return self.rate * 2.0 ** round(0.5 * math.log2(case.times))
+
+    def with_goal(self, goal: Goal) -> tuple[MatchRun, ...]:
+        """All runs; those that confirm with where they crossed the goal."""
+        return tuple(
+            run_of(self.ran.records[run.trial_key], run.role, goal) if run.trial_key in self.ran.records else run
+            for run in self.ran.runs
+        )
+
+
+def run_of(record: TrialRecord, role: str, goal: Goal | None) -> MatchRun:
+    """A trial in short."""
+    arm, result = record.spec.arm, record.result
+    known = [e for e in result.trace if math.isfinite(e.validation["loss"])]
+    best = min(known, key=lambda e: e.validation["loss"], default=None)
+    found = crossing(result.trace, goal) if goal is not None and result.outcome != "failed" else None
+    return MatchRun(
+        role=role,
+        batch_size=arm.batch_size,
+        remedy=arm.remedy,
+        learning_rate=arm.learning_rate,
+        seed=record.spec.seed,
+        outcome="reached" if found is not None else result.outcome,
+        ended_by=result.ended_by,
+        steps=result.steps,
+        examples=result.examples,
+        losses=tuple((e.examples, e.validation["loss"]) for e in result.trace),
+        lowest_at=best.examples if best is not None else 0,
+        validation=dict(best.validation) if best is not None else {},
+        test=result.test,
+        steps_to_goal=found.steps if found is not None else None,
+        examples_to_goal=found.examples if found is not None else None,
+        reason=result.reason,
+        trial_key=record.spec.key() if role != "race" and role != "baseline race" else "",
+    )
