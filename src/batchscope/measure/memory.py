@@ -72,7 +72,7 @@ def observe(
     seen = Observed()
     if device.type == "cuda" and limit_bytes is not None:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device.index)  # None: the current one
     try:
         _run(of_largest(task, largest), micro_batch_size, device, engine or Engine(), seen, tell)
     except Exception as error:  # whatever the task raises at this size is an answer; the traceback goes with this frame
