@@ -303,4 +303,25 @@ PAPERS = (
         "How to Scale Your EMA",
         "2307.13813",
     ),
+    Reference(
+        "foret2021",
+        "Foret, Kleiner, Mobahi, Neyshabur",
+        2021,
+        "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+        "2010.01412",
+    ),
+    Reference(
+        "johnson2020",
+        "Johnson, Agrawal, Gu, Guestrin",
+        2020,
+        "AdaScale SGD: A User-Friendly Algorithm for Distributed Training",
+        "2007.05105",
+    ),
+    Reference(
+        "jamieson2016",
+        "Jamieson, Talwalkar",
+        2016,
+        "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+        "1502.07943",
+    ),
 )

@@ -15,6 +15,7 @@ from batchscope.records import (
     Claim,
     Evaluation,
     LawFit,
+    MatchResult,
     Measured,
     NoiseReport,
     NoiseResult,
@@ -71,6 +72,10 @@ def keys(record: Any) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*models, *law, *(key for claim in record.claims for key in keys(claim)))))
     if isinstance(record, SharpnessResult):
         return _sharpness_keys(record)
+    if isinstance(record, MatchResult):
+        race = ("jamieson2016",) if record.rounds else ()
+        of_remedies = (key for row in record.rows for key in row.sources if key in REFERENCES)
+        return tuple(dict.fromkeys((*race, *of_remedies)))
     if isinstance(record, BranchAnswer):
         return ("merrill2025",)
     if isinstance(record, (Measured, Evaluation)):

@@ -15,6 +15,7 @@ import pytest
 from batchscope.cli.app import run
 from batchscope.records import StudyData
 from batchscope.store.sqlite import open_store
+from batchscope.testing.example_match import make_match_data
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import make_profile
 from batchscope.testing.example_scaling import make_scaling_data
@@ -160,6 +161,13 @@ def sharpness_id(here: Here) -> str:
     """The id of the one sharpness in a store, where `here` stands."""
     with open_store("batchscope.db") as store:
         return store.save_sharpness(make_sharpness_data())
+
+
+@pytest.fixture
+def match_id(here: Here) -> str:
+    """The id of the one match in a store, where `here` stands."""
+    with open_store("batchscope.db") as store:
+        return store.save_match(make_match_data())
 
 
 def only_study() -> str:

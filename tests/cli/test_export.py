@@ -7,10 +7,12 @@ import io
 import json
 from pathlib import Path
 
+from batchscope.analysis.matching import analyse_match
 from batchscope.records import (
     AdviceData,
     GradientNorms,
     Line,
+    MatchData,
     NoiseRun,
     PointSharpness,
     ProfileData,
@@ -22,6 +24,7 @@ from batchscope.records import (
     to_plain,
 )
 from batchscope.store import open_store
+from batchscope.testing.example_match import make_match_data, make_small_match
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import PHASED, SPLITS, make_profile
 from batchscope.testing.example_scaling import make_scaling_data, make_scaling_pass
@@ -223,3 +226,66 @@ def test_the_json_of_a_sharpness_is_the_record(here: Here, sharpness_id: str) ->
     assert exported == json_safe(to_plain(make_sharpness_data()))
     assert from_plain(PointSharpness, exported["points"][0]) == make_point()
     assert from_plain(Line, exported["lines"][0]).train["loss"][-1] is None
+
+
+MATCH_HEADER = "kind,role,batch_size,remedy,learning_rate,seed,outcome,ended_by,examples,part,metric,value,low,high"
+
+
+def match_rows(here: Here, data: MatchData) -> list[dict[str, str]]:
+    """The lines of the CSV, whose header is as it should be."""
+    with open_store("batchscope.db") as store:
+        match_id = store.save_match(data)
+    out = here("export", match_id[:11]).out
+    assert out.splitlines()[0] == MATCH_HEADER
+    return list(csv.DictReader(io.StringIO(out)))
+
+
+def test_the_csv_of_a_match_holds_every_run(here: Here) -> None:
+    data = make_match_data((512,), (1, 2))
+    rows = match_rows(here, data)
+    for run in data.runs:
+        head = (run.role, f"{run.batch_size}", run.remedy, repr(run.learning_rate), f"{run.seed}")
+        names = ("role", "batch_size", "remedy", "learning_rate", "seed")
+        own = [row for row in rows if tuple(row[name] for name in names) == head]
+        assert {(row["outcome"], row["ended_by"]) for row in own} == {(run.outcome, run.ended_by)}
+        losses = [(int(row["examples"]), float(row["value"])) for row in own if row["kind"] == "evaluation"]
+        assert losses == list(run.losses)
+        known = {(row["part"], row["metric"]): float(row["value"]) for row in own if row["kind"] == "run"}
+        expected = {("validation", name): v for name, v in run.validation.items()} | {("training", "steps"): run.steps}
+        expected |= {("test", name): v for name, v in (run.test or {}).items()}
+        goal = {"steps_to_goal": run.steps_to_goal, "examples_to_goal": run.examples_to_goal}
+        expected |= {("training", name): v for name, v in goal.items() if v is not None}
+        assert known == expected
+    windows = [float(row["value"]) for row in rows if (row["kind"], row["metric"]) == ("window", "whole")]
+    assert windows == [s for t in data.timings for one in t.timing.timings for s in one.seconds_per_step]
+
+
+def test_the_csv_of_a_match_holds_every_row_of_its_answer(here: Here) -> None:
+    data = make_match_data((512,))
+    result = analyse_match(data)
+    found = {
+        (row["role"], row["remedy"], row["part"], row["metric"]): row
+        for row in match_rows(here, data)
+        if row["kind"] == "row"
+    }
+    for row in (result.baseline, *result.untuned, *result.rows):
+        excess = found[row.role, row.remedy, "validation", "excess"]
+        assert [float(excess[name]) for name in ("value", "low", "high")] == [
+            row.excess.estimate,
+            row.excess.low,
+            row.excess.high,
+        ]
+        assert excess["outcome"] == row.verdict
+        assert float(found[row.role, row.remedy, "", "reached"]["value"]) == row.reached
+        for n, m in row.seconds_to_goal.items():
+            told = found[row.role, row.remedy, "training", f"seconds_to_goal_on_{n}"]["value"]
+            assert (float(told) if told else None) == m.estimate
+    assert result.rows[0].seconds_to_goal
+
+
+def test_the_csv_of_a_match_without_runs_is_its_header(here: Here) -> None:
+    assert match_rows(here, make_small_match(runs=())) == []
+
+
+def test_the_json_of_a_match_is_the_record(here: Here, match_id: str) -> None:
+    assert json.loads(here("export", match_id, "--json").out) == json_safe(to_plain(make_match_data()))

@@ -1,14 +1,16 @@
-"""Does `list` tell what the store holds, profiles, noise runs, advices, scalings and sharpnesses beside studies?"""
+"""Does `list` tell what the store holds: studies, profiles, noise runs, advices, scalings, sharpnesses, matches?"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
-from batchscope.records import AdviceQuestion, Network, ScalingQuestion, SharpnessQuestion
+from batchscope.records import AdviceQuestion, MatchData, MatchQuestion, Network, ScalingQuestion, SharpnessQuestion
 from batchscope.store import open_store
+from batchscope.testing.example_match import make_match_data, make_small_match
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.example_scaling import make_scaling_data
@@ -74,19 +76,22 @@ def test_a_noise_run_in_list(here: Here, changes: dict[str, Any], words: str) ->
     assert line.endswith(f"  {run.measured_at}")
 
 
-def test_noise_runs_advices_scalings_and_sharpnesses_are_listed_oldest_first(here: Here, profile_id: str) -> None:
+def test_noise_runs_and_later_documents_are_listed_oldest_first(here: Here, profile_id: str) -> None:
     with open_store("batchscope.db") as store:
+        matches = [store.save_match(make_small_match(measured_at=at(hour))) for hour in (2, 0)]
         sharpnesses = [store.save_sharpness(make_sharpness_data(measured_at=at(hour))) for hour in (3, 1)]
         scalings = [store.save_scaling(make_scaling_data(measured_at=at(hour))) for hour in (4, 2)]
         advices = [store.save_advice(make_advice_data(measured_at=at(hour))) for hour in (8, 6)]
         runs = [store.save_noise_run(make_noise_run(measured_at=at(hour))) for hour in (7, 5)]
     lines = [line[:12] for line in here("list").out.splitlines()]
     documents = [*reversed(runs), *reversed(advices), *reversed(scalings), *reversed(sharpnesses)]
+    documents += reversed(matches)
     assert lines == [only_study(), profile_id, *documents]
     listed = json.loads(here("list", "--json").out)
     assert [advice["id"] for advice in listed["advices"]] == advices[::-1]
     assert [scaling["id"] for scaling in listed["scalings"]] == scalings[::-1]
     assert [sharpness["id"] for sharpness in listed["sharpnesses"]] == sharpnesses[::-1]
+    assert [match["id"] for match in listed["matches"]] == matches[::-1]
 
 
 def test_a_noise_run_in_the_json_of_list(here: Here, noise_id: str) -> None:
@@ -247,8 +252,59 @@ def test_a_sharpness_in_the_json_of_list(here: Here) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (make_match_data(), "match of batch sizes 128, 512 against 32; 3 remedies, 63 runs"),
+        (
+            make_small_match(question=MatchQuestion((512,), 32, 0.1, ("none",), (1,), (2,), 10, 5), runs=()),
+            "match of batch size 512 against 32; 1 remedy, 0 runs",
+        ),
+    ],
+)
+def test_a_match_in_list(here: Here, data: MatchData, words: str) -> None:
+    named = dataclasses.replace(data, task=ODD_NAME)
+    with open_store("batchscope.db") as store:
+        match_id = store.save_match(named)
+    assert here("list").out == f"{match_id}  {ODD_NAME}  {words}  {data.measured_at}\n"
+
+
+def test_a_match_in_the_json_of_list(here: Here) -> None:
+    question = MatchQuestion((256, 512), 32, 0.1, ("none", "LARS"), (1, 2), (9,), 4096, 512, 3, False, (1, 4), 80)
+    data = make_small_match(question=question)
+    with open_store("batchscope.db") as store:
+        match_id = store.save_match(data)
+    assert json.loads(here("list", "--json").out)["matches"] == [
+        {
+            "id": match_id,
+            "task": "a task",
+            "fingerprint": "f" * 16,
+            "measured_at": data.measured_at,
+            "device": "cpu",
+            "device_name": "a processor",
+            "precision": "fp32",
+            "threads": 2,
+            "batch_sizes": [256, 512],
+            "own_batch_size": 32,
+            "own_learning_rate": 0.1,
+            "remedies": ["none", "LARS"],
+            "seeds": [1, 2],
+            "race_seeds": [9],
+            "budget_examples": 4096,
+            "cadence_examples": 512,
+            "confirm": 3,
+            "ladder": False,
+            "devices": [1, 4],
+            "budget": 80.0,
+            "baseline_learning_rate": 0.05,
+            "runs": 2,
+            "examples": 2 * 65_536,
+        }
+    ]
+
+
 def test_an_empty_store_has_none(here: Here) -> None:
     open_store("batchscope.db").close()
-    assert here("list").out == "no studies, profiles, noise runs, advices, scalings or sharpnesses yet\n"
-    kinds = ("studies", "profiles", "noise_runs", "advices", "scalings", "sharpnesses")
+    assert here("list").out == "no studies, profiles, noise runs, advices, scalings, sharpnesses or matches yet\n"
+    kinds = ("studies", "profiles", "noise_runs", "advices", "scalings", "sharpnesses", "matches")
     assert json.loads(here("list", "--json").out) == {kind: [] for kind in kinds}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchscope.store import open_store
+from batchscope.testing.example_match import make_small_match
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import make_profile
 from batchscope.testing.example_scaling import make_scaling_data
@@ -146,6 +147,32 @@ def test_the_answer_of_a_sharpness_is_shown_and_drawn(here: Here, sharpness_id: 
     assert "a task" in page.read_text()
 
 
+def test_the_answer_of_a_match_is_shown_and_drawn(here: Here, match_id: str, tmp_path: Path) -> None:
+    shown = json.loads(here("show", match_id[:11], "--json").out)
+    assert (shown["task"], shown["fingerprint"], shown["report"]) == ("a task", "f" * 16, None)
+    assert shown["answer"].startswith("At batch size 512 (16x), linear scaling matches batch size 32")
+    assert 'by_name("linear scaling")' in shown["configuration"]
+    assert {row["remedy"]: row["verdict"] for row in shown["rows"] if row["batch_size"] == 512} == {
+        "linear scaling": "matches",
+        "none": "narrows",
+        "LARS": "narrows",
+    }
+    assert all(row["why"] for row in shown["rows"])
+    assert " ".join(here("show", match_id).out.split()).startswith("a task: which large batch trains as well")
+    page = tmp_path / f"batchscope-a-task-match-{match_id[:8]}.html"
+    assert here("report", match_id[:11]).out == f"{page}\n"
+    assert "linear scaling" in page.read_text()
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_a_match_without_a_baseline_is_one_sentence(here: Here, command: str) -> None:
+    with open_store("batchscope.db") as store:
+        match_id = store.save_match(make_small_match(runs=()))
+    ended = here(command, match_id)
+    assert (ended.code, ended.out) == (1, "")
+    assert "expected a match with runs of its baseline, got none" in ended.err
+
+
 def test_show_of_a_study_beside_a_profile(here: Here, profile_id: str) -> None:
     assert json.loads(here("show", only_study(), "--json").out)["rows"][0]["seeds"] == 1
 
@@ -155,8 +182,8 @@ def test_an_id_that_names_none_or_two_is_one_sentence(here: Here, command: str, 
     unknown = here(command, "zzz")
     assert (unknown.code, unknown.out) == (1, "")
     assert unknown.err.startswith(
-        "batchscope: no study, profile, noise run, advice, scaling or sharpness in batchscope.db begins with 'zzz': "
-        "`batchscope list`"
+        "batchscope: no study, profile, noise run, advice, scaling, sharpness or match in batchscope.db begins with "
+        "'zzz': `batchscope list`"
     )
     both = here(command, "")
     assert (both.code, both.out) == (1, "")

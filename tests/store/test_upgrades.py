@@ -2,7 +2,7 @@
 
 The files in assets/ were written by the versions in their names and are never made anew. Version 1 was the first; 2
 added the tasks that were seen and the view of curves, 3 the claim of the machine, 4 profiles, 5 noise runs, 6 advices,
-7 scalings, 8 sharpnesses and parts.
+7 scalings, 8 sharpnesses and parts, 9 matches.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from batchscope.errors import StoreError
 from batchscope.records import Engine, PointSharpness, from_plain
 from batchscope.store import Owner, Store, open_store
 from batchscope.store import connection as opening
+from batchscope.testing.example_match import make_small_match
 from batchscope.testing.example_noise import make_noise_run
 from batchscope.testing.example_profiles import at, make_profile
 from batchscope.testing.example_scaling import make_scaling_data
@@ -28,7 +29,9 @@ from batchscope.testing.examples import CHOICES, CONDITIONS, TIMING, bits, make_
 from batchscope.testing.store_advice import make_advice_data
 
 ASSETS = Path(__file__).parent / "assets"
-STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14"} | dict.fromkeys((4, 5, 6, 7), "e7fff750ad85")  # from 4: with an engine
+STUDIES = {1: "d60d3d9f5c14", 3: "d60d3d9f5c14"} | dict.fromkeys(
+    (4, 5, 6, 7, 8), "e7fff750ad85"
+)  # from 4: with an engine
 FINGERPRINT = "0123456789abcdef"
 
 
@@ -112,8 +115,18 @@ def assert_version_7_is_all_there(store: Store) -> None:
     assert store.study_data(STUDIES[7]).scaling == newer
 
 
+def assert_version_8_is_all_there(store: Store) -> None:
+    """What the frozen file of version 8 holds: what version 7's does, two sharpnesses, which keep their ids, a part."""
+    assert_version_7_is_all_there(store)
+    newer = make_small_sharpness(fingerprint=FINGERPRINT)
+    older = make_small_sharpness(fingerprint=FINGERPRINT, task="an old task", points=(), measured_at=at(5))
+    assert store.sharpnesses(FINGERPRINT) == (("95c2271988f8", newer), ("879a29306638", older))
+    assert from_plain(PointSharpness, store.part("an old key")) == make_point()
+    assert store.matches(FINGERPRINT) == ()
+
+
 def assert_two_advices_are_all_there(store: Store) -> None:
-    """What the files of versions 6 and 7 share beside study, profiles and noise runs."""
+    """What the files of versions 6 to 8 share beside study, profiles and noise runs."""
     newer = make_advice_data(fingerprint=FINGERPRINT)
     older = dataclasses.replace(newer, task="an old task", goal=None, provisional_goal=None, trials=())
     assert store.advices(FINGERPRINT) == (
@@ -123,7 +136,7 @@ def assert_two_advices_are_all_there(store: Store) -> None:
 
 
 def assert_two_noise_runs_are_all_there(store: Store) -> None:
-    """What the files of versions 5 to 7 share beside study and profiles."""
+    """What the files of versions 5 to 8 share beside study and profiles."""
     newer = make_noise_run(fingerprint=FINGERPRINT)
     older = make_noise_run(fingerprint=FINGERPRINT, task="an old task", measurements=(), measured_at=at(5))
     assert store.noise_runs() == (("39acdff63616", newer), ("ab134d24aed5", older))
@@ -131,7 +144,7 @@ def assert_two_noise_runs_are_all_there(store: Store) -> None:
 
 
 def assert_two_profiles_are_all_there(store: Store) -> None:
-    """What the files of versions 4 to 7 share beside the study."""
+    """What the files of versions 4 to 8 share beside the study."""
     newer = make_profile(fingerprint=FINGERPRINT)
     older = make_profile(fingerprint=FINGERPRINT, task="an old task", timing=None, measured_at=at(5))
     assert store.profiles() == (("c50dc55702e8", newer), ("5c58f2814848", older))
@@ -139,7 +152,7 @@ def assert_two_profiles_are_all_there(store: Store) -> None:
 
 
 def assert_a_finished_study_is_all_there(store: Store, study: str) -> None:
-    """What the files of versions 3 to 7 share: one trial finished in each role, one more lost."""
+    """What the files of versions 3 to 8 share: one trial finished in each role, one more lost."""
     (summary,) = store.studies()
     assert (summary.id, summary.task, summary.trials, summary.finished_trials) == (study, "an old task", 5, 4)
     assert summary.finished_at is not None
@@ -166,6 +179,7 @@ CHECKS = {
     5: assert_version_5_is_all_there,
     6: assert_version_6_is_all_there,
     7: assert_version_7_is_all_there,
+    8: assert_version_8_is_all_there,
 }
 each_version = pytest.mark.parametrize(("version", "is_all_there"), CHECKS.items(), ids=lambda value: str(value)[:1])
 
@@ -186,13 +200,14 @@ def test_an_old_store_is_upgraded_with_all_it_holds(
         profile = make_profile(fingerprint=FINGERPRINT, measured_at=at(13))
         assert store.profile(store.save_profile(profile)) == store.study_data(study).profile == profile
         run, data, scaling = make_noise_run(), make_advice_data(), make_scaling_data()
-        sharp = make_small_sharpness()
-        assert store.noise_runs(run.fingerprint) == store.advices(data.fingerprint) == store.sharpnesses() == ()
-        assert store.scalings(scaling.fingerprint) == ()
+        sharp, match = make_small_sharpness(), make_small_match()
+        assert store.noise_runs(run.fingerprint) == store.advices(data.fingerprint) == ()
+        assert store.scalings(scaling.fingerprint) == store.sharpnesses(sharp.fingerprint) == store.matches() == ()
         assert ((store.save_noise_run(run), run),) == store.noise_runs(run.fingerprint)
         assert ((store.save_advice(data), data),) == store.advices(data.fingerprint)
         assert ((store.save_scaling(scaling), scaling),) == store.scalings(scaling.fingerprint)
-        assert ((store.save_sharpness(sharp), sharp),) == store.sharpnesses()
+        assert ((store.save_sharpness(sharp), sharp),) == store.sharpnesses(sharp.fingerprint)
+        assert ((store.save_match(match), match),) == store.matches()
         assert store.part("a key") is None
         store.save_part("a key", FINGERPRINT, "point", sharp.points[0])
         assert from_plain(PointSharpness, store.part("a key")) == sharp.points[0]
@@ -208,7 +223,8 @@ def test_an_old_store_can_be_read_without_being_changed(
     with open_store(path, read_only=True) as store:
         is_all_there(store)
         assert (store.scalings() == ()) == (version < 7)
-        assert store.sharpnesses() == ()
+        assert (store.sharpnesses() == ()) == (version < 8)
+        assert store.matches() == ()
         assert store.part("a key") is None
         for write in (
             lambda: store.add_note(STUDIES[version], "new"),
@@ -217,6 +233,7 @@ def test_an_old_store_can_be_read_without_being_changed(
             lambda: store.save_advice(make_advice_data()),
             lambda: store.save_scaling(make_scaling_data()),
             lambda: store.save_sharpness(make_small_sharpness()),
+            lambda: store.save_match(make_small_match()),
             lambda: store.save_part("a key", FINGERPRINT, "point", make_point()),
         ):
             with pytest.raises(StoreError, match="opened to be read only"):

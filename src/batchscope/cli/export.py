@@ -12,6 +12,9 @@ from batchscope.cli.show import Id, read
 from batchscope.records import (
     AdviceData,
     GradientNorms,
+    MatchData,
+    MatchResult,
+    MatchRow,
     Measured,
     NoiseRun,
     PointSharpness,
@@ -53,6 +56,22 @@ SHARPNESS_COLUMNS = (
     "low",
     "high",
 )
+MATCH_COLUMNS = (
+    "kind",
+    "role",
+    "batch_size",
+    "remedy",
+    "learning_rate",
+    "seed",
+    "outcome",
+    "ended_by",
+    "examples",
+    "part",
+    "metric",
+    "value",
+    "low",
+    "high",
+)
 MEASUREMENT_COLUMNS = tuple(f.name for f in dataclasses.fields(GradientNorms))
 TRIED_COLUMNS = tuple(f.name for f in dataclasses.fields(Tried))
 
@@ -64,7 +83,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Every evaluation of a study, timing window of a profile or a scaling, measured step of a noise run, trial of an
-    advice or measure of a sharpness: as CSV, or with --json all as records."""
+    advice, measure of a sharpness or run and row of a match: as CSV, or with --json all as records."""
     data = read(store, stored)
     if as_json:
         options.print_json(json_safe(to_plain(data)))
@@ -85,6 +104,9 @@ def command(
     elif isinstance(data, SharpnessData):
         lines.writerow(SHARPNESS_COLUMNS)
         lines.writerows(_sharpness(data))
+    elif isinstance(data, MatchData):
+        lines.writerow(MATCH_COLUMNS)
+        lines.writerows(_match(data))
     else:
         lines.writerow(EVALUATION_COLUMNS)
         lines.writerows(_evaluations(data))
@@ -191,3 +213,57 @@ def _at_point(kind: str, point: PointSharpness, more: dict[str, float]) -> Itera
         norms = {"distance": layer.distance, "initial_norm": layer.initial_norm, "norm": layer.norm}
         rows += [(name, layer.name, None, value, None, None) for name, value in norms.items()]
     yield from ((*head, *row) for row in rows if row[3:] != (None, None, None))
+
+
+# --- a match ---
+
+
+def _match(data: MatchData) -> Iterator[tuple[object, ...]]:
+    """One value a line: of every run, then of every step that was timed, then of the rows that follow from them.
+
+    The kind is "evaluation" (validation loss after so many examples), "run" (what is known of it as a whole: metrics at
+    its lowest validation loss, steps and examples to the goal), "window" (seconds per step of a remedy in one round,
+    the phase as the metric) or "row" (a figure over the seeds that confirm, with its interval; its verdict as outcome).
+    A match that ended before its baseline was run has no rows.
+    """
+    for run in data.runs:
+        head = (run.role, run.batch_size, run.remedy, run.learning_rate, run.seed, run.outcome, run.ended_by)
+        for examples, loss in run.losses:
+            yield ("evaluation", *head, examples, "validation", "loss", loss, None, None)
+        at_lowest = {"validation": run.validation, "test": run.test or {}}
+        known = [(run.lowest_at, part, name, v) for part, metrics in at_lowest.items() for name, v in metrics.items()]
+        counts = {"steps": run.steps, "steps_to_goal": run.steps_to_goal, "examples_to_goal": run.examples_to_goal}
+        known += [(run.examples, "training", name, v) for name, v in counts.items() if v is not None]
+        yield from (("run", *head, *one, None, None) for one in known)
+    for timed in data.timings:
+        for timing in timed.timing.timings:
+            phases = {"whole": timing.seconds_per_step, "reference": timing.reference, **timing.phases}
+            head = ("window", "timing", timing.batch_size, timed.remedy, None, None, None, None, None, "seconds")
+            yield from ((*head, phase, one, None, None) for phase, seconds in phases.items() for one in seconds)
+    if any(run.role == "baseline" for run in data.runs):
+        from batchscope.analysis.matching import analyse_match
+
+        yield from _rows_of_match(analyse_match(data))
+
+
+def _rows_of_match(result: MatchResult) -> Iterator[tuple[object, ...]]:
+    """The baseline's, the untuned large batches' and every remedy's figures."""
+    for row in (result.baseline, *result.untuned, *result.rows):
+        head = ("row", row.role, row.batch_size, row.remedy, row.learning_rate, None, row.verdict, None, row.examples)
+        for part, name, m in _figures_of(row):
+            yield (*head, part, name, m.estimate, m.low, m.high)
+        numbers = {"bound": row.bound, "room": row.room, "seeds": row.seeds, "reached": row.reached}
+        numbers |= {"diverged": row.diverged, "seeds_wanted": row.seeds_wanted}
+        yield from ((*head, None, name, v, None, None) for name, v in numbers.items() if v is not None)
+
+
+def _figures_of(row: MatchRow) -> Iterator[tuple[str, str, Measured]]:
+    """(part, metric, value) of everything in a row that has an interval."""
+    yield "validation", "lowest_loss", row.min_validation_loss
+    yield "validation", "excess", row.excess
+    for part, metrics in (("validation", row.validation), ("test", row.test or {})):
+        yield from ((part, name, m) for name, m in metrics.items())
+    single = {"steps_to_goal": row.steps_to_goal, "examples_to_goal": row.examples_to_goal}
+    single |= {"seconds_per_step": row.seconds_per_step}
+    yield from (("training", name, m) for name, m in single.items() if m is not None)
+    yield from (("training", f"seconds_to_goal_on_{n}", m) for n, m in row.seconds_to_goal.items())

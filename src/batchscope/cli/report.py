@@ -14,7 +14,7 @@ def command(
     study: Annotated[
         str,
         typer.Argument(
-            help="Id of a study, profile, noise run, advice, scaling or sharpness, or its beginning: see list."
+            help="Id of a study, profile, noise run, advice, scaling, sharpness or match, or its beginning: see list."
         ),
     ],
     store: options.Store = "batchscope.db",
@@ -24,7 +24,7 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the page of a study, profile, noise run, advice, scaling or sharpness again: runs nothing, without torch."""
+    """Draw the page of whatever has an id in the store again: runs nothing, without torch."""
     from batchscope.verbs.report import write_report
 
     path = write_report(study, store=store, path=Path(report) if report else None)

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from batchscope.cli import options
-from batchscope.records import AdviceData, NoiseRun, ProfileData, ScalingData, SharpnessData, StudyData
+from batchscope.records import AdviceData, MatchData, NoiseRun, ProfileData, ScalingData, SharpnessData, StudyData
 
-Stored = StudyData | ProfileData | NoiseRun | AdviceData | ScalingData | SharpnessData
+Stored = StudyData | ProfileData | NoiseRun | AdviceData | ScalingData | SharpnessData | MatchData
 Id = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="The id of a study, profile, noise run, advice, scaling or sharpness, or its beginning."
+        metavar="ID",
+        help="The id of a study, profile, noise run, advice, scaling, sharpness or match, or its beginning.",
     ),
 ]
 
@@ -24,7 +25,7 @@ def command(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """The answer of a stored study, profile, noise run, advice, scaling or sharpness, without running anything."""
+    """The answer of whatever has an id in the store, computed again without running anything."""
     data = read(store, stored)
     if isinstance(data, ProfileData):
         _show_profile(data, as_json)
@@ -36,12 +37,14 @@ def command(
         _show_scaling(store, data, as_json)
     elif isinstance(data, SharpnessData):
         _show_sharpness(store, data, as_json)
+    elif isinstance(data, MatchData):
+        _show_match(data, as_json)
     else:
         _show_study(data, as_json)
 
 
 def read(store: str, beginning: str) -> Stored:
-    """All that was measured for the study, profile, noise run, advice, scaling or sharpness of this id or beginning."""
+    """All that was measured for whatever has this id or beginning."""
     from batchscope.store.sqlite import open_store
 
     with open_store(store, read_only=True) as opened:
@@ -53,6 +56,7 @@ def read(store: str, beginning: str) -> Stored:
             "advice": opened.advice,
             "scaling": opened.scaling,
             "sharpness": opened.sharpness,
+            "match": opened.match,
         }
         return reading[kind](full_id)
 
@@ -143,3 +147,17 @@ def _show_sharpness(store: str, data: SharpnessData, as_json: bool) -> None:
         options.print_json(flatness_to_json(result))
     else:
         print_flatness(result, Console())
+
+
+def _show_match(data: MatchData, as_json: bool) -> None:
+    from rich.console import Console
+
+    from batchscope.analysis.matching import match_to_json
+    from batchscope.report.match_terminal import print_match
+    from batchscope.verbs.report import match_answer
+
+    result = match_answer(data)
+    if as_json:
+        options.print_json(match_to_json(result))
+    else:
+        print_match(result, Console())

@@ -38,6 +38,7 @@ class MatchRow:
     test: dict[str, Measured] | None = None
     steps_to_goal: Measured | None = None
     examples_to_goal: Measured | None = None
+    fewer_steps: Measured | None = None  # the baseline's steps to goal / its own
     steps: int = 0  # of the whole run
     examples: int = 0
     seconds_per_step: Measured | None = None  # on one device of this machine
@@ -46,6 +47,14 @@ class MatchRow:
     changes: str = ""
     cost: str = ""
     sources: tuple[str, ...] = ()
+
+    @property
+    def saves_steps(self) -> bool:
+        """Whether it is known to get to the goal in fewer steps than the baseline: what a large batch is for."""
+        if self.fewer_steps is None:
+            return False
+        least = self.fewer_steps.estimate if self.fewer_steps.n < 2 else self.fewer_steps.low
+        return least is not None and least > 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,10 @@ class RaceCost:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest batch size at which a remedy matches, and what that buys."""
+    """The largest batch size at which a remedy matches in fewer steps than the baseline takes, and what that buys.
+
+    (A batch that never grows, or a run as many times as long, matches and buys nothing.)
+    """
 
     batch_size: int
     remedy: str
@@ -113,12 +125,10 @@ class MatchResult:
     rounds: tuple[RaceRound, ...]
     races: tuple[RaceCost, ...]
     cannot_apply: tuple[CannotApply, ...]
-    largest: Largest | None  # None: nothing matches at any batch size tried
+    largest: Largest | None  # None: nothing matches in fewer steps at any batch size tried
     answer: str = ""  # one sentence
     configuration: str = ""  # Python to paste; empty where nothing matches
-    curves: tuple[
-        tuple[int, str, str, float, tuple[tuple[int, float], ...]], ...
-    ] = ()  # batch, remedy, role, lr, losses
+    curves: tuple[MatchCurve, ...] = ()
     spent: Spent | None = None
     notes: tuple[str, ...] = ()
     measured_at: str = ""

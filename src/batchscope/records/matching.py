@@ -57,9 +57,14 @@ class MatchRun:
     trial_key: str = ""
 
     @property
+    def lost(self) -> bool:
+        """Whether it diverged or failed, be it after it had reached the goal."""
+        return self.outcome in ("diverged", "failed") or self.ended_by in ("divergence", "failure")
+
+    @property
     def lowest_loss(self) -> float:
-        """The lowest validation loss; inf for a run without one."""
-        return self.validation.get("loss", float("inf")) if self.outcome not in ("diverged", "failed") else float("inf")
+        """The lowest validation loss; inf for a run that diverged or failed, or has none."""
+        return float("inf") if self.lost else self.validation.get("loss", float("inf"))
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class MatchData:
     costs: dict[str, str] = field(default_factory=dict)  # remedy -> what it costs, a sentence
     titles: dict[str, str] = field(default_factory=dict)  # remedy -> what it changes, a sentence
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)  # remedy -> keys of its papers
+    lengths: dict[str, float] = field(default_factory=dict)  # remedy -> times the budget of its runs, where not once
+    reference_examples: float = 0.0  # of a reference run; 0: not known, and the budget stands for it
     metrics: tuple[str, ...] = ("loss",)
     unit: str = "examples"
     notes: tuple[str, ...] = ()

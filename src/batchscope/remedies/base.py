@@ -41,8 +41,8 @@ PARTS = (  # what a remedy can set; no two that set the same go together
     "batch norm",
     "batch size",
     "training length",
-    "gradient",
     "loss",
+    "gradient",
     "weights",
 )
 JOINED = " + "
@@ -191,7 +191,7 @@ class Together(Remedy):
         return task
 
     def control(self, task: Task, case: Case) -> MakeControl | None:
-        """That of the one part that has one."""
+        """That of the one part that has one: all that have one set the learning rate, which only one part can."""
         return next((made for part in self.parts if (made := part.control(task, case)) is not None), None)
 
     def length(self, case: Case) -> float:

@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 import torch
 
 from batchscope.errors import UsageError
-from batchscope.measure.in_trial import TrialNoise
+from batchscope.measure.in_trial import TrialNoise, why_not_measured
 from batchscope.remedies.base import Case, Remedy, optimizer_of
 from batchscope.remedies.controller import BatchSizeController
 from batchscope.remedies.growing import SCALES, OnPlateau, PowerOfSteps, Rule, WithNoiseScale
 from batchscope.task import Batch, Task
-from batchscope.training.batches import examples_in
 from batchscope.training.control import Control, Controlled, MakeControl
 from batchscope.training.loop import steps_within
 
@@ -57,7 +56,7 @@ class GrowingControl:
         )
         self.noise: TrialNoise | None = None
         if isinstance(rule, WithNoiseScale):
-            self.noise = TrialNoise(made.model, data_size=made.task.train_size)
+            self.noise = TrialNoise(made.task, made.model, made.optimizer)
         self._loss: float | None = None  # of an evaluation that the rule has not heard of
         self._measured = False  # the step that is being made
 
@@ -68,7 +67,7 @@ class GrowingControl:
 
     def complete(self, batch: Batch) -> None:
         """The step's gradient is there to be measured."""
-        self._measured = self.noise is not None and self.noise.step(examples_in(batch))
+        self._measured = self.noise is not None and self.noise.step(batch)
 
     def stepped(self, examples: int) -> None:
         """Tell the controller what is known."""
@@ -79,6 +78,8 @@ class GrowingControl:
     def looked(self, validation_loss: float) -> None:
         """For the rule to hear after the next step."""
         self._loss = validation_loss
+        if self.noise is not None:
+            self.noise.arm()
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's, the schedule's and the measurements'."""
@@ -132,7 +133,8 @@ class GrowingBatch(Remedy):
             return f"expected a batch larger than the baseline's {case.own_batch_size}, got {case.batch_size}"
         if task.shard:
             return "expected whole weights, got shard=True: leave the growing batch out"
-        return None
+        reason = why_not_measured(task) if self.rule == WithNoiseScale.name else None
+        return f"expected steps that can be measured in parts, got {reason}: take another rule" if reason else None
 
     def apply(self, task: Task, case: Case) -> Task:
         """The task as it is, at the baseline's learning rate: that of the first batch."""

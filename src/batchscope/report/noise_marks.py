@@ -22,10 +22,11 @@ DASH = "–"
 
 
 class Axis(NamedTuple):
-    """An axis: its title and its scale."""
+    """An axis: its title, its scale, and where its ticks are; without any, they follow the scale."""
 
     title: str
     scale: dict[str, Any]
+    ticks: tuple[float, ...] = ()
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -75,6 +76,8 @@ class Frame(NamedTuple):
 def ruler(a: Axis) -> Any:
     """Ticks at every power of two (batch sizes) or at round numbers; long counts whole, up to a million."""
     alt, (low, high) = needed("altair"), a.ends
+    if a.ticks:
+        return alt.Axis(values=list(a.ticks), format=",~r", labelOverlap="greedy")
     if a.scale["type"] != "log":
         return alt.Axis(
             tickCount=5, format="~s" if high >= 1e6 else ",~r" if high >= 1e4 else ",~f", labelOverlap="greedy"
@@ -82,7 +85,8 @@ def ruler(a: Axis) -> Any:
     if a.scale.get("base") == 2:
         powers = [2**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
         return alt.Axis(values=powers, format=",d", labelOverlap="parity", grid=False)
-    return alt.Axis(values=round_numbers(low, high), format=",~g", labelOverlap="greedy")
+    shown = "~s" if high >= 1e6 else ",~g"
+    return alt.Axis(values=round_numbers(low, high), format=shown, labelOverlap="greedy")
 
 
 def round_numbers(low: float, high: float) -> list[float]:

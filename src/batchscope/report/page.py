@@ -24,10 +24,19 @@ DASH = "\u2060–\u2060"  # an en dash between the ends of an interval, which no
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+class Key(NamedTuple):
+    """An entry of a figure's own legend, for series too many for a chart's: name, colour, dashes, shape of its mark."""
+
+    name: str
+    colour: str
+    dash: tuple[int, ...] = (1, 0)
+    shape: str = "circle"
+
+
 class Figure(NamedTuple):
     """A numbered figure: heading, panels side by side, and whether its colours are batch sizes (and need a legend).
 
-    `stacked` panels share their horizontal axis and stand below each other.
+    `stacked` panels share their horizontal axis and stand below each other; `keys` is the legend of all panels.
     """
 
     title: str
@@ -35,6 +44,7 @@ class Figure(NamedTuple):
     panels: tuple[Panel, ...]
     by_colour: bool = False
     stacked: bool = False
+    keys: tuple[Key, ...] = ()
 
 
 def render(template: str, figures: Sequence[Figure], lines: list[dict[str, Any]], **values: Any) -> str:

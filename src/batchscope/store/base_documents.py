@@ -1,8 +1,8 @@
 """Which measurements does a store keep as documents, each read as one record? The part of `base.Store` on them.
 
-*Profiles*, *noise runs*, *advices*, *scalings* and *sharpnesses* have an id, and are never changed and never replaced:
-each measurement is kept. *Parts* are what a long measurement has finished so far, so that a stopped one goes on.
-What holds for every method of a store is said in `base.py`.
+*Profiles*, *noise runs*, *advices*, *scalings*, *sharpnesses* and *matches* have an id, and are never changed and never
+replaced: each measurement is kept. *Parts* are what a long measurement has finished so far, so that a stopped one goes
+on. What holds for every method of a store is said in `base.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from batchscope.records import AdviceData, Conditions, NoiseRun, ProfileData, ScalingData, SharpnessData
+from batchscope.records import AdviceData, Conditions, MatchData, NoiseRun, ProfileData, ScalingData, SharpnessData
 from batchscope.store.replies import NoiseSummary
 
 
@@ -147,6 +147,32 @@ class DocumentStore(ABC):
     def resolve_sharpness(self, sharpness_id: str) -> str:
         """The full id that begins like this. Raises `StoreError` where none or several do."""
 
+    # --- matches ---
+
+    @abstractmethod
+    def save_match(self, data: MatchData) -> str:
+        """Store what one `match` ran and timed, and return its id.
+
+        The id is 12 hex digits, a digest of task fingerprint, conditions, question and `measured_at`. So each
+        measurement is kept, and the same one handed in twice is one. Raises `ValueError` where `measured_at` is no
+        time, `StoreError` where another match has that id.
+        """
+
+    @abstractmethod
+    def matches(self, fingerprint: str | None = None) -> tuple[tuple[str, MatchData], ...]:
+        """(id, match) of all matches, or of those of one task fingerprint, in the order of `profiles`."""
+
+    @abstractmethod
+    def match(self, match_id: str) -> MatchData:
+        """A match, as it was measured: the answer is computed from it.
+
+        The trials that its runs name need not be in this store.
+        """
+
+    @abstractmethod
+    def resolve_match(self, match_id: str) -> str:
+        """The full id that begins like this. Raises `StoreError` where none or several do."""
+
     # --- parts ---
 
     @abstractmethod
@@ -175,7 +201,7 @@ class DocumentStore(ABC):
     def resolve_any(self, beginning: str) -> tuple[str, str]:
         """(kind, full id) of the one thing whose id begins like this: for commands that take any of them.
 
-        The kind is "study", "profile", "noise run", "advice", "scaling" or "sharpness".
+        The kind is "study", "profile", "noise run", "advice", "scaling", "sharpness" or "match".
 
         Raises `StoreError` where none or several do, of whichever kind; the sentence names them.
         """

@@ -25,7 +25,7 @@ from pathlib import Path
 from batchscope.errors import StoreError
 
 APPLICATION_ID = 0x42534350  # "BSCP"
-VERSION = 8
+VERSION = 9
 BUSY_SECONDS = 30.0  # a writer holds the file for milliseconds; a guess with room for a stalled disk
 FULL_BELOW_BYTES = 256 * 1024  # a failed write with less room than this is called a full disk; a guess
 SQLITE_HEADER_BYTES = 100  # sqlite.org/fileformat.html, section 1.3

@@ -1,4 +1,4 @@
--- What is in a store file? Version 8 of the layout; `connection.py` upgrades older files to it.
+-- What is in a store file? Version 9 of the layout; `connection.py` upgrades older files to it.
 --
 -- Times are UTC, ISO 8601; only expires_at and lease_expires_at are in seconds since 1970, as they are compared.
 -- JSON columns hold records as `records.to_plain` writes them. Numbers that are not finite are the texts 'nan', '-nan',
@@ -75,6 +75,16 @@ CREATE TABLE sharpnesses (
     conditions  TEXT NOT NULL,            -- JSON: records.Conditions
     measured_at TEXT NOT NULL,
     sharpness   TEXT NOT NULL             -- JSON: records.SharpnessData
+);
+
+-- What one `match` ran and timed: every measurement is kept.
+CREATE TABLE matches (
+    id          TEXT PRIMARY KEY,         -- 12 hex digits of the SHA-256 of what tells it from others (base.py)
+    task        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    conditions  TEXT NOT NULL,            -- JSON: records.Conditions
+    measured_at TEXT NOT NULL,
+    match_data  TEXT NOT NULL             -- JSON: records.MatchData
 );
 
 -- What a long measurement has finished so far, under a key that says what it is and depends on: the first is kept.

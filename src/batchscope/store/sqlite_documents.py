@@ -1,4 +1,4 @@
-"""How do profiles, noise runs, advices, scalings, sharpnesses and parts live in tables of their own?
+"""How do profiles, noise runs, advices, scalings, sharpnesses, matches and parts live in tables of their own?
 
 The contract is in `base_documents.py`.
 
@@ -20,6 +20,7 @@ from batchscope.errors import StoreError
 from batchscope.records import (
     AdviceData,
     Conditions,
+    MatchData,
     NoiseRun,
     ProfileData,
     ScalingData,
@@ -33,7 +34,7 @@ from batchscope.store.sqlite_studies import TABLES, StudyTables, digest, now
 
 LONG_FIELDS = ("measurements", "trace", "deviations", "layers", "proxies")  # what a `NoiseSummary` leaves out
 NEWEST_FIRST = "ORDER BY measured_at DESC, rowid DESC"
-Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData, ScalingData, SharpnessData)
+Document = TypeVar("Document", ProfileData, NoiseRun, AdviceData, ScalingData, SharpnessData, MatchData)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ SCALINGS = Kind("scaling", ScalingData, ("fingerprint", "conditions", "question"
 SHARPNESSES = Kind(
     "sharpness", SharpnessData, ("fingerprint", "conditions", "question", "measured_at"), column="sharpness"
 )
+MATCHES = Kind("match", MatchData, ("fingerprint", "conditions", "question", "measured_at"), column="match_data")
 
 
 class DocumentTables(StudyTables):
@@ -165,6 +167,20 @@ class DocumentTables(StudyTables):
 
     def resolve_sharpness(self, sharpness_id: str) -> str:
         return self._only(sharpness_id, "sharpness")[1]
+
+    # --- matches ---
+
+    def save_match(self, data: MatchData) -> str:
+        return self._save(MATCHES, data)
+
+    def matches(self, fingerprint: str | None = None) -> tuple[tuple[str, MatchData], ...]:
+        return self._all(MATCHES, fingerprint)
+
+    def match(self, match_id: str) -> MatchData:
+        return self._one(MATCHES, match_id)
+
+    def resolve_match(self, match_id: str) -> str:
+        return self._only(match_id, "match")[1]
 
     # --- parts ---
 

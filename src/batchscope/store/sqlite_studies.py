@@ -2,7 +2,7 @@
 
 Every public method is one transaction, opened by `_read` or `_write`; BEGIN IMMEDIATE takes the file's one write lock
 before anything is read, so that a decision made inside it cannot be overtaken. `sqlite_documents.py` adds the
-profiles, noise runs, advices, scalings, sharpnesses and parts, `sqlite.py` the trials.
+profiles, noise runs, advices, scalings, sharpnesses, matches and parts, `sqlite.py` the trials.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ TABLES = {
     "advice": "advices",
     "scaling": "scalings",
     "sharpness": "sharpnesses",
+    "match": "matches",
 }
 
 

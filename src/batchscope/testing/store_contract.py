@@ -8,7 +8,7 @@
 abstract methods only, from one process; what two processes may do to each other depends on the medium and is for the
 store's own tests. Tasks and studies are here, trials in `store_trials.py`, profiles in `store_profiles.py`,
 noise runs in `store_noise.py`, advices in `store_advice.py`, scalings in `store_scaling.py`, sharpnesses in
-`store_sharpness.py`, parts in `store_parts.py`.
+`store_sharpness.py`, matches in `store_match.py`, parts in `store_parts.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from batchscope.store.base import Store
 from batchscope.store.owner import Owner
 from batchscope.testing.examples import CHOICES, TIMING, bits, make_result, make_settings, make_spec
 from batchscope.testing.store_advice import AdviceContract
+from batchscope.testing.store_match import MatchContract
 from batchscope.testing.store_noise import NoiseContract
 from batchscope.testing.store_parts import PartContract
 from batchscope.testing.store_profiles import ProfileContract
@@ -32,7 +33,14 @@ from batchscope.testing.store_trials import TrialContract
 
 
 class StoreContract(
-    TrialContract, ProfileContract, NoiseContract, AdviceContract, ScalingContract, SharpnessContract, PartContract
+    TrialContract,
+    ProfileContract,
+    NoiseContract,
+    AdviceContract,
+    ScalingContract,
+    SharpnessContract,
+    MatchContract,
+    PartContract,
 ):
     """All tests."""
 

@@ -125,7 +125,7 @@ class NoiseContract(StoreFixtures):
                 ask("")
 
     def test_studies_profiles_and_noise_runs_are_told_apart(self, store: Store) -> None:
-        kinds = "study, profile, noise run, advice, scaling or sharpness"
+        kinds = "study, profile, noise run, advice, scaling, sharpness or match"
         with pytest.raises(StoreError, match=rf"no {kinds} .* begins with ''"):
             store.resolve_any("")
         noise = store.save_noise_run(make_noise_run())

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from batchscope.analysis.advice import analyse_advice
 from batchscope.analysis.flatness import analyse_sharpness
+from batchscope.analysis.matching import analyse_match
 from batchscope.analysis.noise import analyse_noise
 from batchscope.analysis.profile import analyse_profile
 from batchscope.analysis.scaling_answer import analyse_scaling
@@ -17,6 +18,8 @@ from batchscope.errors import CannotAnswer
 from batchscope.records import (
     Advice,
     AdviceData,
+    MatchData,
+    MatchResult,
     NoiseResult,
     NoiseRun,
     ProfileResult,
@@ -26,17 +29,18 @@ from batchscope.records import (
     SharpnessResult,
     StudyResult,
 )
-from batchscope.report import flatness_words, html, scaling_words
+from batchscope.report import flatness_words, html, match_words, scaling_words
 from batchscope.report.advice_html import write_advice
 from batchscope.report.advice_words import worded
 from batchscope.report.flatness_html import write_flatness
+from batchscope.report.match_html import write_match
 from batchscope.report.noise_html import write_noise
 from batchscope.report.profile_html import write_profile
 from batchscope.report.scaling_html import write_scaling
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 
-R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice, ScalingResult, SharpnessResult)
+R = TypeVar("R", StudyResult, ProfileResult, NoiseResult, Advice, ScalingResult, SharpnessResult, MatchResult)
 
 
 def write_report(study: str, *, store: str | Path = "batchscope.db", path: str | Path | None = None) -> Path:
@@ -67,6 +71,10 @@ def write_report(study: str, *, store: str | Path = "batchscope.db", path: str |
             sharpness = opened.sharpness(found)
             page = where(f"{sharpness.task}-sharpness")
             return write_flatness(dataclasses.replace(sharpness_answer(opened, sharpness), report=str(page)), page)
+        if kind == "match":
+            match = opened.match(found)
+            page = where(f"{match.task}-match")
+            return write_match(dataclasses.replace(match_answer(match), report=str(page)), page)
         data = opened.study_data(found)
     page = where(data.settings.task)
     return html.write_report(dataclasses.replace(analyse(data), report=str(page)), data, page)
@@ -97,6 +105,19 @@ def sharpness_answer(store: Store, data: SharpnessData) -> SharpnessResult:
     study_id = next((summary.id for summary in store.studies() if summary.id == data.study_id), None)
     study = None if study_id is None else store.study_data(study_id)
     return flatness_words.worded(analyse_sharpness(data, study))
+
+
+def match_answer(data: MatchData) -> MatchResult:
+    """The answer that a match's runs and timings give, its sentences and what can be pasted included.
+
+    Raises CannotAnswer where it was stored without a run of the baseline.
+    """
+    if not any(run.role == "baseline" for run in data.runs):
+        raise CannotAnswer(
+            "expected a match with runs of its baseline, got none: it ended before its first verdict; run "
+            "`batchscope match` again, which goes on from the trials in the store"
+        )
+    return match_words.worded(analyse_match(data))
 
 
 def study_beside(store: Store, fingerprint: str) -> str | None:
