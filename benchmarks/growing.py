@@ -7,8 +7,10 @@ steps, or on plateau. Its loss is found on the curve of the same seed, log loss 
 
     ratio = steps that the fixed batch takes which ends at the controller's loss / the controller's own steps
 
-with a t interval on the logarithms, paired by seed. A controller whose loss lies below the whole curve gets a bound.
-Seeds that report have not chosen. Runs are kept in .work/growing, so that the script can be stopped and run again.
+with a t interval on the logarithms, paired by seed; once beside fixed batches at a constant learning rate, as the
+controller's, and once beside fixed ones whose rate is brought to 0 along a cosine, tuned alike. A controller whose loss
+lies below the whole curve gets a bound. Seeds that report have not chosen. Runs are kept in .work/growing, so that the
+script can be stopped and run again.
 
     python benchmarks/growing.py [--seeds 5] [--reverse] [--save]
 """
@@ -16,6 +18,8 @@ Seeds that report have not chosen. Runs are kept in .work/growing, so that the s
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -38,6 +42,7 @@ FIRST, MOST = 32, 2048
 EPOCHS, CADENCE = 8, 8192
 RATES, TUNING_SEED = (-1, 0, 1, 2), 900  # powers of two about the square-root rule from the task's own point
 RULES = ("growing batch", "growing batch (rule='power of the steps')", "growing batch (rule='on plateau')")
+COSINE = "cosine"
 CPU = torch.device("cpu")
 
 
@@ -55,7 +60,9 @@ class Runs:
             return json.loads(path.read_text())
         task, control = self.task, None
         arm = Arm(size, rate)
-        if remedy != "none":
+        if remedy == COSINE:
+            task = annealed(task)
+        elif remedy != "none":
             case = Case(MOST, size, rate, self.task.train_size)
             task, control = by_name(remedy).apply(self.task, case), by_name(remedy).control(self.task, case)
             arm = Arm(MOST, rate, remedy=remedy, own_batch_size=size, own_learning_rate=rate)
@@ -86,6 +93,11 @@ class Runs:
             tried[k] = self.one(remedy, size, centre * 2.0**k, TUNING_SEED)["loss"]
 
 
+def annealed(task: Task) -> Task:
+    """The same with the learning rate brought to 0 along a cosine: what a growing batch may stand in for."""
+    return dataclasses.replace(task, schedule=lambda o, steps: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps))
+
+
 def steps_at(loss: float, curve: list[tuple[int, float]]) -> tuple[float, bool]:
     """(steps of the fixed batch that ends at this loss, whether that is only a bound); `curve`: (steps, loss).
 
@@ -94,7 +106,7 @@ def steps_at(loss: float, curve: list[tuple[int, float]]) -> tuple[float, bool]:
     ordered = sorted(curve)  # fewest steps first: largest batch
     if ordered[0][1] <= loss:
         return float(ordered[0][0]), False
-    for (s0, l0), (s1, l1) in zip(ordered, ordered[1:], strict=False):
+    for (s0, l0), (s1, l1) in itertools.pairwise(ordered):
         if l1 <= loss < l0:
             share = (math.log(l0) - math.log(loss)) / (math.log(l0) - math.log(l1))
             return math.exp(math.log(s0) + share * (math.log(s1) - math.log(s0))), False
@@ -112,7 +124,7 @@ def main() -> None:
     where = environment()
     print("  ".join(f"{k}: {v}" for k, v in where.items()), flush=True)
     runs = Runs(fashion_mnist_mlp.task())
-    arms = [("none", size) for size in SIZES] + [(rule, FIRST) for rule in RULES]
+    arms = [(kind, size) for kind in ("none", COSINE) for size in SIZES] + [(rule, FIRST) for rule in RULES]
     seeds = list(range(arguments.seeds))
     table: dict[tuple[str, int], list[dict[str, Any]]] = {}
     rates = {}
@@ -125,18 +137,20 @@ def main() -> None:
             f"{arm[0]:45} {arm[1]:5} lr {rates[arm]:.4g} steps {statistics.mean(steps):8.1f} loss "
             f"{statistics.mean(losses):.4f} +- {statistics.stdev(losses):.4f}"
         )
-    found = [compared(rule, table, seeds) for rule in RULES]
+    found = [compared(rule, kind, table, seeds) for kind in ("none", COSINE) for rule in RULES]
     if arguments.save:
         plain = [{"remedy": r, "batch size": b, "learning rate": rates[r, b], "runs": table[r, b]} for r, b in arms]
         print(save("growing", {"environment": where, "epochs": EPOCHS, "arms": plain, "ratios": found}))
 
 
-def compared(rule: str, table: dict[tuple[str, int], list[dict[str, Any]]], seeds: list[int]) -> dict[str, Any]:
+def compared(
+    rule: str, kind: str, table: dict[tuple[str, int], list[dict[str, Any]]], seeds: list[int]
+) -> dict[str, Any]:
     """One rule against the curve of the fixed batch sizes."""
     logs, bounds = [], 0
     for seed in seeds:
         own = table[rule, FIRST][seed]
-        curve = [(table["none", size][seed]["steps"], table["none", size][seed]["loss"]) for size in SIZES]
+        curve = [(table[kind, size][seed]["steps"], table[kind, size][seed]["loss"]) for size in SIZES]
         steps, bound = steps_at(own["loss"], curve)
         logs.append(math.log(steps / own["steps"]))
         bounds += bound
@@ -144,6 +158,7 @@ def compared(rule: str, table: dict[tuple[str, int], list[dict[str, Any]]], seed
     half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
     row = {
         "rule": rule,
+        "beside": "fixed, constant rate" if kind == "none" else "fixed, cosine",
         "ratio": math.exp(mean),
         "low": math.exp(mean - half),
         "high": math.exp(mean + half),
@@ -151,7 +166,8 @@ def compared(rule: str, table: dict[tuple[str, int], list[dict[str, Any]]], seed
         "seeds": len(seeds),
     }
     print(
-        f"{rule}: the fixed batch of equal loss takes {row['ratio']:.3f} [{row['low']:.3f}-{row['high']:.3f}] times "
+        f"{rule}, beside {row['beside']}: the fixed batch of equal loss takes {row['ratio']:.3f} "
+        f"[{row['low']:.3f}-{row['high']:.3f}] times "
         f"its steps; in {bounds} of {len(seeds)} seeds no fixed batch is as good (a bound there)"
     )
     return row

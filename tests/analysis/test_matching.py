@@ -263,9 +263,9 @@ def test_a_batch_that_grows_takes_the_seconds_of_its_mean_batch() -> None:
     assert row.seconds_per_step.estimate == pytest.approx((700 * a + BUDGET * b) / 700)
     seconds = [(300 + s) * a + 20_000 * b for s in range(5)]
     assert row.seconds_to_goal[1].estimate == pytest.approx(math.exp(np.mean(np.log(seconds))))
-    assert result.largest is not None
-    own = result.baseline.seconds_to_goal[1].estimate or 0
-    assert result.largest.faster[1].estimate == pytest.approx(own / (row.seconds_to_goal[1].estimate or 1))
+    assert row.verdict == "matches"
+    assert not row.saves_steps  # the baseline gets to the goal in fewer
+    assert result.largest is None
 
 
 def test_steps_of_examples_counts_the_short_batches() -> None:
@@ -298,7 +298,7 @@ def test_costs_count_each_run_once() -> None:
     first = dataclasses.replace(run_of("race", LARGE, GOOD, 900, 0.3, None), examples=10_752, steps=21)
     whole = dataclasses.replace(first, examples=BUDGET, steps=192)
     other = dataclasses.replace(first, remedy="longer")
-    data = data_of([*runs, first, whole, other], World({GOOD: 0.0}, seeds=2), lengths={"longer": 4.0})
+    data = data_of([*runs, first, whole, other], World({GOOD: 0.0}, seeds=2), lengths=((LARGE, "longer", 4.0),))
     result = analyse_match(dataclasses.replace(data, reference_examples=10_000.0))
     (race,) = result.races
     assert (race.candidates, race.examples, race.to_the_end) == (2, BUDGET + 10_752, 5 * BUDGET)
@@ -335,7 +335,7 @@ def test_notes_tell_of_multiplicity_edges_and_evaluations() -> None:
         data_of(runs, WORLD, rounds=rounds, chosen=((LARGE, Racer(GOOD, 0.8)),), notes=("First.",))
     ).notes
     assert notes[0] == "First."
-    assert any("4 remedies were judged on 5 seeds" in note for note in notes)
+    assert any(f"(4 at batch size {LARGE})" in note for note in notes)
     assert any("'good', 0.8, is on the edge" in note for note in notes)
     assert any("'fair' were evaluated 10 times, those of the baseline 5 times" in note for note in notes)
 

@@ -71,7 +71,7 @@ def test_beside_the_answer() -> None:
         "Of the remedies run with fresh seeds: at batch size 128, 3 match, 8 narrow the gap and 1 does neither (linear "
         "scaling, weight averaging and the learning rate re-tuned alone match); at batch size 512, 1 matches, 8 narrow "
         "the gap and 3 do neither (linear scaling matches); at batch size 1,024, 5 narrow the gap and 6 do neither.",
-        "At batch size 1,024, the next larger one tried, no remedy was found to match.",
+        "At batch size 1,024, the next larger one tried, no remedy was found to match in fewer steps.",
         "Not confirmed with fresh seeds, as others looked better in the race: 1 at batch size 1,024.",
         "Not raced, as they cannot be applied: Adam scaled.",
         "The 3 races used 32 % of the examples that it would have taken to run all 216 candidates to the end.",
@@ -224,3 +224,23 @@ def test_a_name_cannot_leave_its_text() -> None:
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.Import) and n.names[0].name == "os"]
     assert attack in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     assert json.dumps(attack) in code
+
+
+def test_a_match_that_saves_no_steps_is_no_answer() -> None:
+    """A batch that never grew matches the baseline, being the baseline."""
+    result = matched()
+    rows = tuple(
+        dataclasses.replace(
+            row,
+            steps=row.examples // 33 if row.verdict == "matches" else row.steps,
+            fewer_steps=Measured(1.01, 0.97, 1.05, 5, 0, "t"),
+            saves_steps=False,
+            why="",
+        )
+        for row in result.rows
+    )
+    told = words.worded(dataclasses.replace(result, rows=rows, largest=None, answer="", configuration=""))
+    assert told.answer.startswith("No remedy was found to match batch size 32 in fewer steps at batch size 128")
+    assert "but it is not shown to save steps: its batches had 33 examples in the mean" in told.answer
+    matching = next(row for row in told.rows if row.verdict == "matches")
+    assert matching.why.endswith("(1.01 times fewer steps to the goal (0.97 to 1.05)).")

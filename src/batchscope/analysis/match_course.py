@@ -46,7 +46,8 @@ def length_of(data: MatchData, remedy: str, batch_size: int) -> int:
 
     A run passes its budget by less than a batch: that is no longer run.
     """
-    budget = round(data.lengths.get(remedy, 1.0) * data.question.budget_examples)
+    times = next((times for b, name, times in data.lengths if (b, name) == (batch_size, remedy)), 1.0)
+    budget = round(times * data.question.budget_examples)
     longest = max((r.examples for r in data.runs if (r.remedy, r.batch_size) == (remedy, batch_size)), default=0)
     return longest if longest >= budget + batch_size else budget
 
@@ -105,7 +106,7 @@ def notes_of(data: MatchData, baseline: MatchRow, rows: Sequence[MatchRow], gaps
     own = [r for r in data.runs if r.role == "baseline"]
     return (
         *data.notes,
-        *(_judged(size, rows) for size in sorted({r.batch_size for r in rows if r.role == "confirmed"})),
+        *_judged(rows),
         *_about_seeds(data, own, gaps, rows),
         *_about_rates(data),
         *_about_looks(data, baseline),
@@ -113,15 +114,17 @@ def notes_of(data: MatchData, baseline: MatchRow, rows: Sequence[MatchRow], gaps
     )
 
 
-def _judged(batch_size: int, rows: Sequence[MatchRow]) -> str:
-    judged = [r for r in rows if r.role == "confirmed" and r.batch_size == batch_size]
-    remedies, seeds = _counted(len(judged), "remedy", "remedies"), _counted(max(r.seeds for r in judged), "seed")
-    several = ": of several that just fail to match, one may be said to" if len(judged) > 1 else ""
-    was, one = ("was", "its own") if len(judged) == 1 else ("were", "each one's own")
-    return (
-        f"At batch size {batch_size}, {remedies} {was} judged on {seeds} that did not choose; the one-sided 5 % "
-        f"chance of a false match is {one}{several}."
-    )
+def _judged(rows: Sequence[MatchRow]) -> Iterable[str]:
+    by_size: dict[int, int] = {}
+    for row in rows:
+        if row.role == "confirmed":
+            by_size[row.batch_size] = by_size.get(row.batch_size, 0) + 1
+    if by_size and max(by_size.values()) > 1:
+        counts = ", ".join(f"{n} at batch size {size}" for size, n in sorted(by_size.items()))
+        yield (
+            f"Remedies were judged on seeds that did not choose ({counts}); the one-sided 5 % chance of a false match "
+            "is each one's own: of several that just fail to match, one may be said to."
+        )
 
 
 def _counted(number: int, one: str, several: str = "") -> str:

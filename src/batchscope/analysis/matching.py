@@ -121,7 +121,8 @@ class _Table:
         for run in data.runs:
             if run.role in REPORTED:
                 self.arms.setdefault((run.role, run.batch_size, run.remedy, run.learning_rate), []).append(run)
-        own = [run for arm, runs in self.arms.items() if arm[0] == "baseline" for run in runs]
+        self.own = next((arm for arm in self.arms if arm[0] == "baseline"), None)
+        own = self.arms[self.own] if self.own is not None else []
         self.baseline = _losses(own)
         self.untuned = {arm[1]: _losses(runs) for arm, runs in self.arms.items() if arm[0] == "untuned"}
         self.gaps: dict[int, Gap] = {b: gap_of(b, self.untuned[b], self.baseline) for b in sorted(self.untuned)}
@@ -144,6 +145,7 @@ class _Table:
         if role == "confirmed":
             said = verdict_of(excess, room, losses, self.untuned.get(size, {}))
         longest = max(runs, key=lambda run: run.examples)
+        fewer = fewer_steps(self, self.own, arm) if role == "confirmed" and self.own is not None else None
         return MatchRow(
             batch_size=size,
             remedy=remedy,
@@ -163,6 +165,8 @@ class _Table:
             test={name: of[arm] for name, of in self.test.items()} or None,
             steps_to_goal=self.steps_measured[arm],
             examples_to_goal=self.examples_measured[arm],
+            fewer_steps=fewer,
+            saves_steps=fewer is not None and saves_steps(fewer, self.arms[arm], self.arms[self.own or arm]),
             steps=longest.steps,
             examples=longest.examples,
             seconds_per_step=self.per_step(arm, 1),
@@ -285,7 +289,7 @@ def _exactly_zero(seeds: int) -> Measured:
 
 
 def _largest(table: _Table, baseline: MatchRow, rows: Sequence[MatchRow]) -> Largest | None:
-    """The matching row with the fewest steps to goal at the largest batch size that has one; fewer than the baseline's."""
+    """The matching row with the fewest steps to goal, fewer than the baseline's, at the largest batch that has one."""
     matching = [row for row in rows if row.verdict == "matches" and row.saves_steps]
     if not matching:
         return None
@@ -297,10 +301,18 @@ def _largest(table: _Table, baseline: MatchRow, rows: Sequence[MatchRow]) -> Lar
 
     row = min((row for row in matching if row.batch_size == size), key=steps)
     arm, own = _arm_of(row), _arm_of(baseline)
-    fewer = fewer_steps(table, own, arm)
+    fewer = row.fewer_steps or fewer_steps(table, own, arm)
     faster = {n: m for n in table.data.question.devices if (m := _faster(table, own, arm, fewer, n)) is not None}
     beyond = [r.batch_size for r in rows if r.role == "confirmed" and r.batch_size > size]
     return Largest(size, row.remedy, row.learning_rate, fewer, faster, min(beyond, default=None))
+
+
+def saves_steps(fewer: Measured, runs: Sequence[MatchRun], own: Sequence[MatchRun]) -> bool:
+    """Whether an arm is known to take fewer steps than the baseline: to the goal, or where that was not reached, in all."""
+    if fewer.estimate is None:
+        return max(run.steps for run in runs) < min(run.steps for run in own)
+    least = fewer.estimate if fewer.n < 2 else fewer.low
+    return least is not None and least > 1
 
 
 def _arm_of(row: MatchRow) -> Arm:

@@ -39,6 +39,7 @@ class MatchRow:
     steps_to_goal: Measured | None = None
     examples_to_goal: Measured | None = None
     fewer_steps: Measured | None = None  # the baseline's steps to goal / its own
+    saves_steps: bool = False  # known to take fewer than the baseline: what a large batch is for
     steps: int = 0  # of the whole run
     examples: int = 0
     seconds_per_step: Measured | None = None  # on one device of this machine
@@ -47,14 +48,6 @@ class MatchRow:
     changes: str = ""
     cost: str = ""
     sources: tuple[str, ...] = ()
-
-    @property
-    def saves_steps(self) -> bool:
-        """Whether it is known to get to the goal in fewer steps than the baseline: what a large batch is for."""
-        if self.fewer_steps is None:
-            return False
-        least = self.fewer_steps.estimate if self.fewer_steps.n < 2 else self.fewer_steps.low
-        return least is not None and least > 1
 
 
 @dataclass(frozen=True)

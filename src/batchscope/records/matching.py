@@ -123,7 +123,7 @@ class MatchData:
     costs: dict[str, str] = field(default_factory=dict)  # remedy -> what it costs, a sentence
     titles: dict[str, str] = field(default_factory=dict)  # remedy -> what it changes, a sentence
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)  # remedy -> keys of its papers
-    lengths: dict[str, float] = field(default_factory=dict)  # remedy -> times the budget of its runs, where not once
+    lengths: tuple[tuple[int, str, float], ...] = ()  # batch size, remedy, times the budget of its runs, if not once
     reference_examples: float = 0.0  # of a reference run; 0: not known, and the budget stands for it
     metrics: tuple[str, ...] = ("loss",)
     unit: str = "examples"

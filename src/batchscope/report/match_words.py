@@ -18,6 +18,7 @@ from batchscope.report.words import count, list_of, number, plain, sentence
 
 RETUNED = "the learning rate re-tuned alone"  # NO_REMEDY in a sentence
 NAMED = "95 % interval "  # what a paragraph's first bracket says
+GROWN = 0.9  # mean batch / batch size, below which it is said to have grown
 FEW = 4  # names that a sentence gives one by one
 
 
@@ -179,6 +180,11 @@ def no_match_sentence(result: MatchResult) -> str:
         lost = "of every remedy that was run with fresh seeds, some diverged or failed"
         return f"{none}: {lost if confirmed_rows(result, None) else 'none was run with fresh seeds'}."
     at = f"{name_of(best.remedy)} at {larger_words(best.batch_size, result)}"
+    if best.verdict == "matches":
+        return (
+            f"No remedy was found to match batch size {own} in fewer steps at batch size {sizes}: {at} matches, excess "
+            f"{excess_words(best.excess, NAMED)}{bound_words(best, '; ')}, but {spared_words(best)}."
+        )
     if best.seeds < 2:
         return (
             f"{none}: of one seed there is no interval, so that nothing can match; the lowest excess is that of {at}, "
@@ -199,6 +205,16 @@ def nearness(row: MatchRow) -> tuple[float, float, int]:
     """By bound, then by excess, then the larger batch."""
     bound, excess = finite(row.bound), finite(row.excess.estimate)
     return (math.inf if bound is None else bound, math.inf if excess is None else excess, -row.batch_size)
+
+
+def spared_words(row: MatchRow) -> str:
+    """That a row saves no steps that are known of, and how large its batches were where they grow."""
+    grown = ""
+    if row.steps and row.examples / row.steps < GROWN * row.batch_size:
+        grown = f": its batches had {number(row.examples / row.steps, 2)} examples in the mean"
+    ratio = row.fewer_steps
+    steps = fewer_words(ratio) if ratio is not None else "how many steps it saves to the goal is not known"
+    return f"it is not shown to save steps{grown} ({steps.removeprefix('it takes ')})"
 
 
 def more_words(row: MatchRow) -> str:
@@ -267,7 +283,8 @@ def beyond_sentence(result: MatchResult) -> str:
         return ""
     if largest.tested_beyond is None:
         return f"No batch size beyond {count(largest.batch_size)} was tried: a larger one may match too."
-    return f"At batch size {count(largest.tested_beyond)}, the next larger one tried, no remedy was found to match."
+    beyond = count(largest.tested_beyond)
+    return f"At batch size {beyond}, the next larger one tried, no remedy was found to match in fewer steps."
 
 
 def dropped_sentence(result: MatchResult) -> str:
@@ -323,7 +340,8 @@ def verdict_words(row: MatchRow) -> str:
     """A verdict from the bound, the room and the untuned large batch."""
     bound, room = percent(row.bound or 0.0), percent(row.room or 0.0)
     if row.verdict == "matches":
-        return f"With 95 % confidence its excess is below {bound} %; below {room} % counts as a match."
+        but = "" if row.saves_steps or row.fewer_steps is None else f" But {spared_words(row)}."
+        return f"With 95 % confidence its excess is below {bound} %; below {room} % counts as a match.{but}"
     reach = f"its excess may be as large as {bound} %, where below {room} % counts as a match; {more_words(row)}."
     if row.verdict == "narrows":
         return f"It ends below the untuned large batch, but {reach}"

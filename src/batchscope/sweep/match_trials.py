@@ -108,6 +108,13 @@ class MatchTrials:
         self.ran.chosen += [(size, racer) for racer in kept]
         self._confirm("confirmed", size, kept)
 
+    @property
+    def lengths(self) -> tuple[tuple[int, str, float], ...]:
+        """(batch size, remedy, times) of those that were run and train longer."""
+        seen = dict.fromkeys((run.batch_size, run.remedy) for run in self.ran.runs if run.remedy != NO_REMEDY)
+        found = ((size, name, by_name(name).length(self._case(size))) for size, name in seen)
+        return tuple(one for one in found if one[2] != 1)
+
     def fits(self, runs: int) -> bool:
         """Whether so many runs to the end fit into what is left of the budget."""
         return self.ran.examples + runs * self.question.budget_examples <= self.limit

@@ -12,6 +12,7 @@ Every trial is stored, so the same command resumes a match, and repeating it tra
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from batchscope.analysis.matching import analyse_match
+from batchscope.analysis.race import MOST_COST, MOST_RATES_ALONE, RATES
 from batchscope.errors import CannotAnswer
 from batchscope.records import (
     NO_REMEDY,
@@ -135,10 +137,10 @@ def _measured(
     where = (executor, checkpoints, checkpoint_seconds, hear)
     runner = Runner(store, None, asked.fingerprint, conditions, task.goal, *where)
     trials = MatchTrials(task, question, runner, conditions.precision)
-    search = _Search(trials, asked, conditions, hear)
+    reference = reference_in(store, asked.fingerprint) or 0.0
+    search = _Search(trials, asked, conditions, hear, reference)
     if question.budget is not None:
-        reference = reference_in(store, asked.fingerprint) or float(question.budget_examples)
-        trials.limit = question.budget * reference
+        trials.limit = question.budget * (reference or question.budget_examples)
     search.run()
     timings = _timed(store, executor, trials, conditions, hear)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
@@ -156,10 +158,13 @@ def _measured(
 class _Search:
     """Batch size after batch size, as far as budget and ladder go."""
 
-    def __init__(self, trials: MatchTrials, asked: Matching, conditions: Conditions, hear: Listener) -> None:
+    def __init__(
+        self, trials: MatchTrials, asked: Matching, conditions: Conditions, hear: Listener, reference: float
+    ) -> None:
         self.trials, self.asked, self.question = trials, asked, asked.question
         self.conditions, self.hear = conditions, hear
         self.goal: Goal | None = asked.task.goal
+        self.reference = reference
         self.done: set[int] = set()
 
     def run(self) -> None:
@@ -188,6 +193,8 @@ class _Search:
             rounds=tuple(ran.rounds),
             cannot_apply=tuple(ran.refused),
             chosen=tuple(ran.chosen),
+            lengths=self.trials.lengths,
+            reference_examples=self.reference,
             metrics=asked.metrics,
             unit=asked.task.unit,
             notes=tuple(ran.notes),
@@ -204,7 +211,8 @@ class _Search:
         """One batch size: the gap, the race, the best again. Returns whether it was run."""
         remedies = self.trials.remedies_at(size, names)
         raced, confirmed = len(remedies), len(remedies) if confirm is None else min(confirm + 1, len(remedies))
-        runs = 2 * raced + (confirmed + 1) * len(self.question.seeds)  # a race costs a third of 6 runs for each
+        rates = RATES if raced > 1 else MOST_RATES_ALONE
+        runs = math.ceil(raced * rates / MOST_COST) + (confirmed + 1) * len(self.question.seeds)
         if not self.trials.fits(runs):
             self._say(f"Batch size {size} was left out: it might not have fitted into the budget.")
             return False
@@ -238,7 +246,7 @@ class _Search:
         return list(dict.fromkeys([*list(names)[:TRIED_ON], NO_REMEDY]))
 
     def _matching(self, size: int) -> list[str]:
-        return [row.remedy for row in self._rows(size) if row.verdict == "matches"]
+        return [row.remedy for row in self._rows(size) if row.verdict == "matches" and row.saves_steps]
 
     def _rows(self, size: int) -> list[Any]:
         result = analyse_match(self.data())

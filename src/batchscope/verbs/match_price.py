@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from batchscope.analysis.race import MOST_COST, RATES
+from batchscope.analysis.race import MOST_COST, MOST_RATES_ALONE, RATES
 from batchscope.measure.throughput import StepClock
 from batchscope.records import NO_REMEDY
 from batchscope.remedies.base import Case, by_name
@@ -65,7 +65,7 @@ def _runs(request: Matching, raced: dict[int, int]) -> dict[int, float]:
     """Whole runs at each batch size, at most; the ladder's at the batch sizes that it may come to."""
     q = request.question
     seeds = len(q.seeds)
-    runs: dict[int, float] = {q.own_batch_size: RATES / MOST_COST + seeds}
+    runs: dict[int, float] = {q.own_batch_size: MOST_RATES_ALONE / MOST_COST + seeds}
     for size, count in raced.items():
         confirmed = count if q.confirm is None else min(count, q.confirm + 1)
         runs[size] = count * RATES / MOST_COST + (confirmed + 1) * seeds
