@@ -129,12 +129,13 @@ def test_never_more_than_a_third_whatever_comes() -> None:
         remedies = {f"r{k}": rng.uniform(0.01, 10) for k in range(rng.choice([1, 1, 2, 3, 7, 12]))}
         lengths = {name: 16.0 for name in remedies if rng.random() < 0.1}
         seeds = rng.choice([1, 1, 3])
-        race = Race(remedies, budget, batch, rng.randrange(1, max(2, budget // 8)), lengths, seeds)
+        cadence = rng.randrange(1, max(2, budget // 8))
+        race = Race(remedies, budget, batch, cadence, lengths, seeds)
         rounds = 0
         while wanted := race.next_round():
             rounds += 1
             for racer, cap in wanted.items():
-                assert cap % batch == 0 or cap == race.budgets[racer.remedy]
+                assert cap % max(batch, cadence) == 0 or cap == race.budgets[racer.remedy]
                 for seed in range(seeds):
                     race.add(racer, *drawn(rng, racer, cap, batch), seed)
         assert rounds < 12

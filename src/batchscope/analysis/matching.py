@@ -308,7 +308,7 @@ def _largest(table: _Table, baseline: MatchRow, rows: Sequence[MatchRow]) -> Lar
 
 
 def saves_steps(fewer: Measured, runs: Sequence[MatchRun], own: Sequence[MatchRun]) -> bool:
-    """Whether an arm is known to take fewer steps than the baseline: to the goal, or where that was not reached, in all."""
+    """Whether an arm is known to take fewer steps than the baseline: to the goal; where it is not reached, in all."""
     if fewer.estimate is None:
         return max(run.steps for run in runs) < min(run.steps for run in own)
     least = fewer.estimate if fewer.n < 2 else fewer.low

@@ -80,8 +80,9 @@ class Race:
         remedies: the first learning rate of each remedy, above 0.
         budget_examples: of a run to the end; `lengths`: times as many for a remedy that trains longer. Rounds end at
             the same share of every run.
-        batch_size: examples of a step. Caps are multiples of it, and a run may pass its cap by less than one.
-        cadence_examples: between evaluations.
+        batch_size: examples of a step; a run may pass its cap by less than one.
+        cadence_examples: between evaluations. Caps are multiples of it, or of the batch size if that is more, so that
+            a run is evaluated there anyway: whether it was capped on its way does not show in it.
         seeds: runs of each racer; the score is their mean.
 
     Attributes:
@@ -113,7 +114,8 @@ class Race:
         self._racing: tuple[Racer, ...] = ()  # in this round
         self._wanted: dict[Racer, int] = {}  # who of them is still to be added, with the cap
         self._steps = [self._grid, self._further]  # what is asked before anybody is dropped
-        least = -(-LEAST_EVALUATIONS * cadence_examples // batch_size) * batch_size
+        self._grain = max(cadence_examples, batch_size)
+        least = LEAST_EVALUATIONS * self._grain
         self._share = max(SHARES[0], least / budget_examples)
         self.note = ""
         racers = [Racer(name, 0.0) for name in self.first for _ in range(RATES)]
@@ -266,12 +268,12 @@ class Race:
     # --- what it costs ---
 
     def _floor(self, examples: float) -> int:
-        return math.floor(examples / self.batch_size + 1e-9) * self.batch_size
+        return math.floor(examples / self._grain + 1e-9) * self._grain
 
     def _cap(self, remedy: str, share: float) -> int:
-        """Examples at this share of a remedy's run, down to a multiple of the batch size; all of them at 1."""
+        """Examples at this share of a remedy's run, down to where it is evaluated; all of them at 1."""
         budget = self.budgets[remedy]
-        return budget if share >= 1.0 else max(self.batch_size, self._floor(share * budget))
+        return budget if share >= 1.0 else max(self._grain, self._floor(share * budget))
 
     def _price(self, racers: Sequence[Racer], share: float) -> int:
         """Examples that they use at most to get so far, from where they are: the last batch may pass the cap."""

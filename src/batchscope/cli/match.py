@@ -25,7 +25,11 @@ def command(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Fresh seeds that confirm, paired with the baseline's.")] = 5,
     confirm: Annotated[
-        str, typer.Option(metavar="N|all", help="Remedies that are confirmed, the plain large batch besides.")
+        str,
+        typer.Option(
+            metavar="N|all",
+            help="Remedies that are confirmed, the plain large batch besides, and such as make more steps.",
+        ),
     ] = "4",
     no_ladder: Annotated[bool, typer.Option("--no-ladder", help="No batch sizes but those asked for.")] = False,
     epochs: Annotated[float | None, typer.Option(help="Of every run [default: the task's budget].")] = None,

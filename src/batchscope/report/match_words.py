@@ -196,8 +196,12 @@ def no_match_sentence(result: MatchResult) -> str:
 
 
 def closest(result: MatchResult) -> MatchRow | None:
-    """The confirmed row with the lowest bound, or where none has one, with the lowest excess."""
+    """The confirmed row with the lowest bound, or where none has one, with the lowest excess; of those that save steps.
+
+    Where none saves steps, of all.
+    """
     rows = [r for r in confirmed_rows(result) if finite(r.excess.estimate) is not None]
+    rows = [r for r in rows if r.saves_steps] or rows
     return min(rows, key=nearness, default=None)
 
 

@@ -95,16 +95,33 @@ class MatchTrials:
         return {name: by_name(name) for name in names if name not in {r.remedy for r in refused}}
 
     def race(self, size: int, remedies: Mapping[str, Remedy]) -> list[Racer]:
-        """Each remedy at its best learning rate, best first."""
-        first = {name: self._first_rate(remedy, size) for name, remedy in remedies.items()}
-        race = self._race(size, first, "race", {n: r.length(self._case(size)) for n, r in remedies.items()})
-        return list(race.ranking())
+        """Each remedy at its best learning rate: those with the large batch throughout, then the others; best first.
+
+        Two races: a run that begins with small batches, or trains longer, makes more steps with as many examples, and
+        would always look better early.
+        """
+        ranking: list[Racer] = []
+        for more in (False, True):
+            some = {name: remedy for name, remedy in remedies.items() if makes_more_steps(remedy) == more}
+            if some:
+                first = {name: self._first_rate(remedy, size) for name, remedy in some.items()}
+                lengths = {name: remedy.length(self._case(size)) for name, remedy in some.items()}
+                ranking += self._race(size, first, "race", lengths).ranking()
+        return ranking
 
     def confirm(self, size: int, ranking: Sequence[Racer], most: int | None) -> None:
-        """The best ones, and the plain large batch, with the fresh seeds."""
-        alive = list(ranking)
-        kept = alive if most is None else alive[:most]
-        kept += [racer for racer in alive[len(kept) :] if racer.remedy == NO_REMEDY]
+        """With the fresh seeds: the best of those with the large batch throughout, and the plain one; of the others the
+        best of each kind. `most`: of the first; None: all of both.
+        """
+        kept: list[Racer] = []
+        kinds: dict[str, int] = {}
+        for racer in ranking:
+            remedy = by_name(racer.remedy)
+            kind = remedy.title if makes_more_steps(remedy) else "throughout"
+            room = most if kind == "throughout" else 1
+            if most is None or racer.remedy == NO_REMEDY or kinds.get(kind, 0) < (room or 0):
+                kept.append(racer)
+                kinds[kind] = kinds.get(kind, 0) + (racer.remedy != NO_REMEDY)
         self.ran.chosen += [(size, racer) for racer in kept]
         self._confirm("confirmed", size, kept)
 
@@ -197,6 +214,11 @@ class MatchTrials:
             run_of(self.ran.records[run.trial_key], run.role, goal) if run.trial_key in self.ran.records else run
             for run in self.ran.runs
         )
+
+
+def makes_more_steps(remedy: Remedy) -> bool:
+    """Whether it makes more steps than the large batch throughout would with the budget's examples."""
+    return bool({"batch size", "training length"} & set(remedy.sets))
 
 
 def run_of(record: TrialRecord, role: str, goal: Goal | None) -> MatchRun:

@@ -35,18 +35,19 @@ from batchscope.records import (
     from_plain,
     to_plain,
 )
+from batchscope.remedies.base import by_name
 from batchscope.report.match_html import write_match
 from batchscope.report.match_words import worded
 from batchscope.store.base import Store
 from batchscope.store.sqlite import open_store
 from batchscope.sweep.executors.base import Executor
 from batchscope.sweep.jobs import Job, TaskReference, place
-from batchscope.sweep.match_trials import MatchTrials
+from batchscope.sweep.match_trials import MatchTrials, makes_more_steps
 from batchscope.sweep.runner import Listener, Runner
 from batchscope.task import Task
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import call, executor_for, kept_choice, machine, reference_in
-from batchscope.verbs.match_question import TRIED_ON, Matching, ask_match
+from batchscope.verbs.match_question import ALWAYS_CONFIRMED, TRIED_ON, Matching, ask_match
 from batchscope.verbs.own_goal import goal_within
 from batchscope.verbs.report import default_path, drawn
 
@@ -79,7 +80,8 @@ def match(
         remedies: names, as in `batchscope.remedies`, joined by " + " where they compose; default: all that are known.
             The plain large batch, tuned, is always among them.
         seeds: that confirm, paired with the baseline's; other seeds choose.
-        confirm: how many remedies are run with the fresh seeds at each batch size, the plain one besides; None: all.
+        confirm: how many remedies with the large batch throughout are run with the fresh seeds at each batch size, the
+            plain one besides, and the best growing batch and what trains longer, which make more steps; None: all.
         ladder: also look for the largest batch size that matches, by doubling (twice at most) or halving.
         epochs: of every run; default: the task's budget.
         devices: counts that seconds to goal are wanted for; more than 1 needs a stored `scale` of the task.
@@ -210,7 +212,8 @@ class _Search:
     def _at(self, size: int, names: Sequence[str], confirm: int | None) -> bool:
         """One batch size: the gap, the race, the best again. Returns whether it was run."""
         remedies = self.trials.remedies_at(size, names)
-        raced, confirmed = len(remedies), len(remedies) if confirm is None else min(confirm + 1, len(remedies))
+        raced = len(remedies)
+        confirmed = raced if confirm is None else min(confirm + ALWAYS_CONFIRMED, raced)
         rates = RATES if raced > 1 else MOST_RATES_ALONE
         runs = math.ceil(raced * rates / MOST_COST) + (confirmed + 1) * len(self.question.seeds)
         if not self.trials.fits(runs):
@@ -242,8 +245,10 @@ class _Search:
                 return
 
     def _few(self, names: Sequence[str]) -> list[str]:
-        """The first of these, and the plain one."""
-        return list(dict.fromkeys([*list(names)[:TRIED_ON], NO_REMEDY]))
+        """The first of these with the large batch throughout, the first of the others, and the plain one."""
+        throughout = [name for name in names if name != NO_REMEDY and not makes_more_steps(by_name(name))]
+        others = [name for name in names if makes_more_steps(by_name(name))]
+        return [NO_REMEDY, *throughout[:TRIED_ON], *others[:1]]
 
     def _matching(self, size: int) -> list[str]:
         return [row.remedy for row in self._rows(size) if row.verdict == "matches" and row.saves_steps]

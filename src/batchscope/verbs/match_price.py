@@ -15,7 +15,7 @@ from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import reference_in
-from batchscope.verbs.match_question import MOST_DOUBLINGS, TRIED_ON, Matching, ask_match
+from batchscope.verbs.match_question import ALWAYS_CONFIRMED, MOST_DOUBLINGS, TRIED_ON, Matching, ask_match
 from batchscope.verbs.price import EVALUATION_BYTES, WINDOW_SECONDS
 
 
@@ -67,9 +67,9 @@ def _runs(request: Matching, raced: dict[int, int]) -> dict[int, float]:
     seeds = len(q.seeds)
     runs: dict[int, float] = {q.own_batch_size: MOST_RATES_ALONE / MOST_COST + seeds}
     for size, count in raced.items():
-        confirmed = count if q.confirm is None else min(count, q.confirm + 1)
+        confirmed = count if q.confirm is None else min(count, q.confirm + ALWAYS_CONFIRMED)
         runs[size] = count * RATES / MOST_COST + (confirmed + 1) * seeds
-    few = TRIED_ON + 1
+    few = TRIED_ON + 2
     each = few * RATES / MOST_COST + (few + 1) * seeds
     if q.ladder:
         up = [max(raced) << k for k in range(1, MOST_DOUBLINGS + 1) if max(raced) << k <= request.largest]

@@ -17,7 +17,8 @@ from batchscope.verbs.request import prepare
 
 SPEEDUP = 16  # times the own batch size, where none is given (the issue of large batches begins about there; a guess)
 MOST_DOUBLINGS = 2  # of the ladder, above the largest batch size asked for
-TRIED_ON = 2  # remedies that the ladder takes with it, the plain one besides
+ALWAYS_CONFIRMED = 3  # besides: the plain large batch, the best growing one, and what trains longer
+TRIED_ON = 2  # with the large batch throughout, that the ladder takes with it; the best other and the plain one besides
 
 
 @dataclass(frozen=True)
