@@ -17,7 +17,7 @@ from batchscope.records import MatchResult
 from batchscope.references import cite
 from batchscope.report import match_facts as facts
 from batchscope.report import match_tables as tables
-from batchscope.report.match_html import list_figures, write_match
+from batchscope.report.match_html import BADGES, list_figures, write_match
 from batchscope.report.match_words import sentences_of, worded
 from batchscope.report.page import DASH
 
@@ -92,8 +92,10 @@ def test_the_page_begins_with_the_answer_and_holds_every_number(name: str, tmp_p
 
 def test_verdicts_have_their_badges_and_matches_stand_out(tmp_path: Path) -> None:
     text = write_match(matched(), tmp_path / "page.html").read_text("utf-8")
-    verdicts = [r.verdict for r in matched().rows]
-    for verdict, badge in (("matches", "yes"), ("narrows", "open"), ("does not", "no"), ("dropped", "open")):
+    verdicts = [tables.verdict_of(r) for r in matched().rows]
+    assert {v.removesuffix(tables.OPEN) for v in verdicts} == {"matches", "narrows", "does not", "dropped"}
+    assert any(v.endswith(tables.OPEN) for v in verdicts)
+    for verdict, badge in BADGES.items():
         assert text.count(f'<span class="badge {badge}">{verdict}</span>') == 2 * verdicts.count(verdict)
     assert text.count('<tr class="best">') == verdicts.count("matches")
 

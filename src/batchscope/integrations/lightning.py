@@ -21,6 +21,9 @@ checkpoints with `save_weights_only=True`: their time counts).
 Gradients are looked at right after the step's last backward pass, before Trainer unscales and clips them. Where the
 module optimises by hand (`automatic_optimization = False`), nobody but the module knows which backward pass is the
 last, and it may clip: there they are copied as they come and looked at when the optimiser steps.
+
+The other way round, `GrowingBatchCallback` tells Trainer how many micro-batches the next step has: its hooks are in
+`growing_lightning.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ from torch import nn
 from batchscope.errors import UnsupportedTask, UsageError
 from batchscope.integrations.callback import HoldsMonitor
 from batchscope.integrations.called import Calls, TrainingSteps
+from batchscope.integrations.growing_lightning import GrowingEvents, replicas_of
 from batchscope.measure.meter import StepMeter
+from batchscope.remedies.growing import Rule
 from batchscope.training.batches import examples_in, tensors_in
 
 LIGHTNINGS = ("lightning.pytorch", "pytorch_lightning")  # one code under two names, whose classes are not the same
@@ -85,7 +90,7 @@ class _MeterEvents:
         """Examples of this micro-batch, and of those that the other replicas work on at the same time."""
         if self.meter.batch_size is not None:
             return 1  # not asked for: the meter knows
-        return examples_in(batch) * _replicas(trainer)
+        return examples_in(batch) * replicas_of(trainer)
 
 
 def StepMeterCallback(meter: StepMeter) -> Any:
@@ -128,7 +133,7 @@ class _NoiseEvents(HoldsMonitor):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._batch_idx = batch_idx
-        self._examples += next((len(t) for t in tensors_in(batch) if t.dim() > 0), 0) * _replicas(trainer)
+        self._examples += next((len(t) for t in tensors_in(batch) if t.dim() > 0), 0) * replicas_of(trainer)
         if self.monitor is None:
             self._calls.count(pl_module)
         elif self._batches is not None:
@@ -194,6 +199,35 @@ def NoiseCallback(*, module: Callable[[Any], nn.Module] | None = None, **options
     return _callback("NoiseCallback", _NoiseEvents)(module, **options)
 
 
+def GrowingBatchCallback(
+    rule: Rule | str,
+    *,
+    noise: HoldsMonitor | None = None,
+    monitor: str | None = None,
+    most: int | None = None,
+    scale: str = "square root",
+    micro_batch_size: int | None = None,
+    examples: int | None = None,
+) -> Any:
+    """A `Callback` that grows the global batch size by a rule; a `BatchSizeController` is its `.controller`.
+
+    Args:
+        rule, most, scale: of `BatchSizeController`; `most` is never more than an epoch.
+        noise: the NoiseCallback of the same Trainer, whose noise scale the rule hears.
+        monitor: name of a metric that validation logs, which the rule hears as the loss.
+        micro_batch_size: what each of the loader's batches counts, in examples, on one replica. Default: the loader's
+            `batch_size`, and the first dimension of a batch's first tensor.
+        examples: ends the run after so many, of all replicas. Default: it ends with the Trainer's epochs.
+
+    Raises UsageError where the rule would hear nothing, or neither `lightning.pytorch` nor `pytorch_lightning` is
+    loaded. Before the first step: UnsupportedTask for optimisation by hand and for DeepSpeed; UsageError for schedules
+    that are moved otherwise than once per step, for `max_steps` beside a schedule, for others who set the accumulation.
+    """
+    return _callback("GrowingBatchCallback", GrowingEvents)(
+        rule, noise, monitor, most, scale, micro_batch_size, examples
+    )
+
+
 def _callback(name: str, events: type) -> Any:
     """A class of callbacks for whichever Lightning is loaded, or for both."""
     bases = tuple(sys.modules[lightning].Callback for lightning in LIGHTNINGS if lightning in sys.modules)
@@ -210,11 +244,6 @@ def _check_parts(trainer: Any) -> None:
             "with a forward of your own, name the module in NoiseCallback(module=lambda lit: lit.net), or set "
             "accumulate_grad_batches=2"
         )
-
-
-def _replicas(trainer: Any) -> int:
-    """Processes that work on batches of their own at the same time."""
-    return (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
 
 
 def _scaler(trainer: Any) -> Any:

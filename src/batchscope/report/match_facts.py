@@ -17,7 +17,8 @@ VERDICT_RULES = (
     "baseline's, paired by seed: both begin with the same weights and see the examples in the same order.",
     "It matches where the one-sided 95 % upper bound of its excess is below what is allowed: a quarter of the untuned "
     "gap or 1 %, whichever is less (1 % alone where no gap is seen). It narrows the gap where it ends significantly "
-    "below the untuned large batch (one-sided 95 %). A remedy that diverges with any seed does not match.",
+    "below the untuned large batch (one-sided 95 %). A remedy that diverges with any seed does not match. A verdict is "
+    "open where the one-sided 95 % lower bound is below what is allowed: more seeds may turn it into a match.",
     "Verdicts rest on fresh seeds alone, which chose nothing. The 5 % holds for each remedy by itself: the more are "
     "tested, the likelier that one which just misses is said to match.",
 )

@@ -19,6 +19,7 @@ from batchscope.report.page import DASH, Figure, render, write_page
 from batchscope.report.words import count
 
 BADGES = {"matches": "yes", "does not": "no", "narrows": "open", "dropped": "open"}
+BADGES |= {verdict + tables.OPEN: "open" for verdict in ("narrows", "does not")}
 GREEN = "Shaded: what counts as a match."
 SCALE = "The axis is linear up to 1 % and logarithmic from there; 0 is the baseline."
 

@@ -57,6 +57,7 @@ def rows_headings(result: MatchResult) -> list[str]:
 
 
 QUALITY = ("remedy", "verdict", "learning rate", "lowest validation loss", "excess (%)", "bound (%)")
+OPEN = ", open"  # after a verdict
 EFFORT = ("steps to goal", "examples to goal", "step over plain step")
 
 
@@ -70,12 +71,18 @@ def quality_cells(row: MatchRow, dash: str) -> list[str]:
     """How well it trains, and what follows."""
     return [
         label_of(row),
-        row.verdict or ABSENT,
+        verdict_of(row),
         number(row.learning_rate),
         loss_cell(row.min_validation_loss, dash),
         ABSENT if row.role == "baseline" else cell(scaled(row.excess, PERCENT), dash),
         share_cell(row.bound),
     ]
+
+
+def verdict_of(row: MatchRow) -> str:
+    """The verdict, and that it is open where more seeds may turn it into a match."""
+    opens = row.verdict in ("narrows", "does not") and not row.resolved
+    return f"{row.verdict or ABSENT}{OPEN * opens}"
 
 
 def effort_cells(row: MatchRow, result: MatchResult, dash: str) -> list[str]:
@@ -203,7 +210,7 @@ def papers_of(keys: Iterable[str]) -> str:
 
 def reasons_table(result: MatchResult) -> Content:
     """Why each row got its verdict."""
-    cells = [[count(b), label_of(r), r.verdict or ABSENT, r.why] for b, rows in groups_of(result) for r in rows]
+    cells = [[count(b), label_of(r), verdict_of(r), r.why] for b, rows in groups_of(result) for r in rows]
     headings = ["batch size", "remedy", "verdict", "why"]
     return Content("By batch size, best first", headings, cells, ("remedy", "verdict", "why"))
 
