@@ -175,6 +175,21 @@ def test_goes_on_from_a_checkpoint_bit_for_bit(lightning: Any, tmp_path: Path, u
         assert trainer.fit_loop.epoch_loop._batches_that_stepped == hand.controller.steps, file
 
 
+def test_a_step_that_was_not_complete_begins_again(lightning: Any, tmp_path: Path) -> None:
+    """Saved at validation after six micro-batches: 1, 1, 3 and the first of three, which is lost with its gradient."""
+    saves = lightning.pytorch.callbacks.ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, save_on_train_epoch_end=False)
+    options = {"limit_val_batches": 1.0, "val_check_interval": 6, "max_epochs": 1}
+    data, rule = Resumable(TensorDataset(*part()), batch_size=MICRO), Planned({2: 3})
+    callbacks = [GrowingBatchCallback(rule), saves]
+    fit(lightning, module_of(lightning), callbacks, data=data, enable_checkpointing=True, **options)
+    (file,) = tmp_path.glob("*step=3.ckpt")
+    growing, again = GrowingBatchCallback(rule), Resumable(TensorDataset(*part()), batch_size=MICRO)
+    trainer = fit(lightning, module_of(lightning), [growing], ckpt=file, data=again, **options)
+    assert growing.controller.examples == EXAMPLES - MICRO
+    assert growing.controller.steps == 3 + 4  # of 3, 3, 3 and 1
+    assert trainer.global_step == trainer.fit_loop.epoch_loop._batches_that_stepped == 7
+
+
 def test_hears_the_noise_scale(lightning: Any) -> None:
     rule, noise = "with the noise scale", NoiseCallback(every=1, source="examples")
     growing, module = GrowingBatchCallback(rule, noise=noise, scale="linear"), module_of(lightning, "lambda")

@@ -77,8 +77,8 @@ def match(
         task: as in `study`; its own `batch_size` is the baseline's, its `lr` where the baseline's search begins.
         batch_size: the large one, or several; global, in examples.
         speedup: instead: how many times larger than the task's own. Neither: 16 times, at most a quarter of the data.
-        remedies: names, as in `batchscope.remedies`, joined by " + " where they compose; default: all that are known.
-            The plain large batch, tuned, is always among them.
+        remedies: names, as in `batchscope.remedies`, joined by " + " where they compose; default: all that are known
+            but "train longer", which costs as many times as much. The plain large batch, tuned, is always among them.
         seeds: that confirm, paired with the baseline's; other seeds choose.
         confirm: how many remedies with the large batch throughout are run with the fresh seeds at each batch size, the
             plain one besides, and the best growing batch and what trains longer, which make more steps; None: all.

@@ -44,9 +44,12 @@ class Matching:
 
 
 def default_remedies() -> tuple[str, ...]:
-    """All that are known, the growing batch by each of its rules; the plain large batch first."""
-    growing = [GrowingBatch(rule=rule) for rule in RULES]
-    names = dict.fromkeys(remedy.name for remedy in (*all_remedies(), *growing))
+    """All that are known, the growing batch by each of its rules; the plain large batch first.
+
+    What trains longer is not among them: it would cost as many times as much as the others, and has to be asked for.
+    """
+    known = [*all_remedies(), *(GrowingBatch(rule=rule) for rule in RULES)]
+    names = dict.fromkeys(remedy.name for remedy in known if "training length" not in remedy.sets)
     return tuple(sorted(names, key=lambda name: name != NO_REMEDY))
 
 
