@@ -21,7 +21,9 @@ def command(
     ] = None,
     remedies: Annotated[
         str | None,
-        typer.Option(metavar="NAME;NAME...", help='As "linear scaling + ghost batch norm; LARS" [default: all but "train longer"].'),
+        typer.Option(
+            metavar="NAME;NAME...", help='As "linear scaling + ghost batch norm; LARS" [default: all at equal cost].'
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Fresh seeds that confirm, paired with the baseline's.")] = 5,
     confirm: Annotated[

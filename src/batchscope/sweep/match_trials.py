@@ -76,7 +76,14 @@ class MatchTrials:
                 f"rate about {self.rate:g}, all {len(race.states)} diverged or failed: give a learning rate that trains"
             )
         self.rate = best.learning_rate
-        return self._confirm("baseline", q.own_batch_size, [best])
+        records = self._confirm("baseline", q.own_batch_size, [best])
+        if all(run.lost for run in self.ran.runs if run.role == "baseline"):
+            raise CannotAnswer(
+                f"task {self.task.name!r}: expected its own batch size {q.own_batch_size} to train, it diverged or failed "
+                f"with every seed at the learning rate {self.rate:g}, the best of its race: give a smaller one, or a "
+                "task that trains more steadily"
+            )
+        return records
 
     def untuned(self, size: int) -> None:
         """The large batch at the baseline's learning rate."""
@@ -132,9 +139,9 @@ class MatchTrials:
         found = ((size, name, by_name(name).length(self._case(size))) for size, name in seen)
         return tuple(one for one in found if one[2] != 1)
 
-    def fits(self, runs: int) -> bool:
-        """Whether so many runs to the end fit into what is left of the budget."""
-        return self.ran.examples + runs * self.question.budget_examples <= self.limit
+    def fits(self, examples: int) -> bool:
+        """Whether so many fit into what is left of the budget."""
+        return self.ran.examples + examples <= self.limit
 
     # --- how they are run ---
 

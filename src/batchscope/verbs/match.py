@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from batchscope.analysis.matching import analyse_match
-from batchscope.analysis.race import MOST_COST, MOST_RATES_ALONE, RATES
 from batchscope.errors import CannotAnswer
 from batchscope.records import (
     NO_REMEDY,
@@ -47,7 +46,8 @@ from batchscope.sweep.runner import Listener, Runner
 from batchscope.task import Task
 from batchscope.training.seeding import drawing_from
 from batchscope.verbs.machine import call, executor_for, kept_choice, machine, reference_in
-from batchscope.verbs.match_question import ALWAYS_CONFIRMED, TRIED_ON, Matching, ask_match
+from batchscope.verbs.match_price import most_at, most_of_baseline
+from batchscope.verbs.match_question import TRIED_ON, Matching, ask_match, can_train
 from batchscope.verbs.own_goal import goal_within
 from batchscope.verbs.report import default_path, drawn
 
@@ -133,7 +133,7 @@ def _measured(
     question, task = asked.question, asked.task
     sizes = [question.own_batch_size, *question.batch_sizes]
     with machine(store, hear):
-        workers, conditions = kept_choice(store, task, asked.fingerprint, executor, sizes, hear)
+        workers, conditions = kept_choice(store, task, asked.fingerprint, executor, sorted(sizes), hear)
     executor.open_slots(workers, conditions)
     checkpoints = path.resolve().parent / f"{path.name}.checkpoints"
     where = (executor, checkpoints, checkpoint_seconds, hear)
@@ -170,8 +170,14 @@ class _Search:
         self.done: set[int] = set()
 
     def run(self) -> None:
-        """Everything; what does not fit into the budget is noted."""
+        """Everything; what does not fit into the budget is noted. Raises CannotAnswer where the baseline does not."""
         self._refuse()
+        if not self.trials.fits(least := most_of_baseline(self.question)):
+            unit = self.reference or self.question.budget_examples
+            raise CannotAnswer(
+                f"expected a budget that holds the baseline, its tuning included, got {self.question.budget:g} reference "
+                f"runs: write --budget {math.ceil(least / unit)} or more, or fewer --epochs"
+            )
         baseline = self.trials.baseline()
         self.goal = self.goal or self._own_goal(baseline)
         for size in self.question.batch_sizes:
@@ -212,11 +218,7 @@ class _Search:
     def _at(self, size: int, names: Sequence[str], confirm: int | None) -> bool:
         """One batch size: the gap, the race, the best again. Returns whether it was run."""
         remedies = self.trials.remedies_at(size, names)
-        raced = len(remedies)
-        confirmed = raced if confirm is None else min(confirm + ALWAYS_CONFIRMED, raced)
-        rates = RATES if raced > 1 else MOST_RATES_ALONE
-        runs = math.ceil(raced * rates / MOST_COST) + (confirmed + 1) * len(self.question.seeds)
-        if not self.trials.fits(runs):
+        if not self.trials.fits(most_at(self.question, size, remedies, confirm, self.asked.task.train_size)):
             self._say(f"Batch size {size} was left out: it might not have fitted into the budget.")
             return False
         self.trials.untuned(size)
@@ -237,18 +239,23 @@ class _Search:
                     return
                 names = self._matching(size)
             return
-        size = min(self.done)
-        while not self._matching(size) and size // 2 >= 2 * self.question.own_batch_size:
-            closest = [row.remedy for row in self._rows(size)]
+        matched = [size for size in self.done if self._matching(size)]
+        least, closest = max(matched, default=2 * self.question.own_batch_size - 1), self._few(self._closest(size))
+        while not self._matching(size) and size // 2 > least:
             size //= 2
-            if size not in self.done and not self._at(size, self._few(closest), None):
-                return
+            if size not in self.done and can_train(self.asked.task, size):
+                if not self._at(size, closest, None):
+                    return
+                closest = self._few(self._closest(size))
 
     def _few(self, names: Sequence[str]) -> list[str]:
         """The first of these with the large batch throughout, the first of the others, and the plain one."""
         throughout = [name for name in names if name != NO_REMEDY and not makes_more_steps(by_name(name))]
         others = [name for name in names if makes_more_steps(by_name(name))]
         return [NO_REMEDY, *throughout[:TRIED_ON], *others[:1]]
+
+    def _closest(self, size: int) -> list[str]:
+        return [row.remedy for row in self._rows(size)]
 
     def _matching(self, size: int) -> list[str]:
         return [row.remedy for row in self._rows(size) if row.verdict == "matches" and row.saves_steps]

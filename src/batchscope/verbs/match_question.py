@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchscope.errors import UsageError
+from batchscope.analysis.target import HOLDS_FOR
+from batchscope.errors import TaskError, UsageError
 from batchscope.records import NO_REMEDY, MatchQuestion
 from batchscope.remedies.base import all_remedies, by_name
 from batchscope.remedies.growing_batch import RULES, GrowingBatch
 from batchscope.sweep.plan import default_cadence, seeds_of, tuning_seeds_of
-from batchscope.task import Task
+from batchscope.task import Task, load_task
+from batchscope.training.checks import check_batch_sizes
 from batchscope.verbs.request import prepare
 
 SPEEDUP = 16  # times the own batch size, where none is given (the issue of large batches begins about there; a guess)
 MOST_DOUBLINGS = 2  # of the ladder, above the largest batch size asked for
-ALWAYS_CONFIRMED = 3  # besides: the plain large batch, the best growing one, and what trains longer
 TRIED_ON = 2  # with the large batch throughout, that the ladder takes with it; the best other and the plain one besides
 
 
@@ -72,44 +74,76 @@ def ask_match(
         raise UsageError("expected a batch size or a speed-up, got both: leave one out")
     if confirm is not None and (not isinstance(confirm, int) or isinstance(confirm, bool) or confirm < 1):
         raise UsageError(f"expected a number of remedies to confirm from 1 up, got {confirm!r}: write --confirm 4")
-    if epochs is not None and not epochs > 0:
+    if epochs is not None and not 0 < epochs < math.inf:
         raise UsageError(f"expected epochs above 0, got {epochs!r}: write --epochs 20, or leave it out")
+    names, counts = _named(remedies), _counts(devices)
+    loaded = load_task(task) if isinstance(task, str) else task
     given = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] if batch_size is not None else None
-    checked = prepare(task, batch_sizes=given, policy="tuned", seeds=seeds, seed=seed, budget=budget)
-    loaded, own = checked.task, checked.task.batch_size
-    sizes = tuple(dict.fromkeys(given if given is not None else [_default_size(loaded, speedup)]))
-    for size in sizes:
-        if not own < size <= loaded.train_size:
-            raise UsageError(
-                f"expected a batch size above the task's own {own}, which is the baseline's, and up to the "
-                f"{loaded.train_size} training examples of {loaded.name!r}, got {size}: write --batch-size {2 * own}"
-            )
+    first = given if given is not None or not isinstance(loaded, Task) else [min(loaded.batch_size, loaded.train_size)]
+    checked = prepare(loaded, batch_sizes=first, policy="tuned", seeds=seeds, seed=seed, budget=budget)
+    own = loaded.batch_size
+    sizes = tuple(given if given is not None else [_default_size(loaded, speedup)])
+    _check_sizes(loaded, sizes)
     examples = loaded.budget_examples if epochs is None else round(epochs * loaded.train_size)
+    if examples < HOLDS_FOR * max(sizes):
+        raise UsageError(
+            f"expected runs of at least {HOLDS_FOR} batches of {max(sizes)}, which is how often a goal has to hold, got "
+            f"{examples} examples: write --epochs {math.ceil(10 * HOLDS_FOR * max(sizes) / loaded.train_size) / 10:g}, or "
+            "a smaller batch size"
+        )
     largest = max(sizes)
     for _ in range(MOST_DOUBLINGS if ladder else 0):
-        largest = 2 * largest if 2 * largest <= loaded.train_size else largest
+        largest = 2 * largest if _may_climb_to(loaded, 2 * largest, examples) else largest
     question = MatchQuestion(
         batch_sizes=tuple(int(size) for size in sizes),
         own_batch_size=own,
         own_learning_rate=float(loaded.lr),
-        remedies=_named(remedies),
+        remedies=names,
         seeds=seeds_of(seed, seeds),
         race_seeds=tuning_seeds_of(seed),
         budget_examples=examples,
         cadence_examples=max(default_cadence(loaded.train_size, examples), largest),
         confirm=confirm,
         ladder=ladder,
-        devices=_counts(devices),
+        devices=counts,
         budget=budget,
     )
     fingerprint, components = checked.checked.fingerprint, checked.checked.components
-    return Matching(loaded, checked.reference, fingerprint, components, checked.checked.metrics, question, largest)
+    reference = task if isinstance(task, str) else None
+    return Matching(loaded, reference, fingerprint, components, checked.checked.metrics, question, largest)
+
+
+def can_train(task: Task, size: int) -> bool:
+    """Whether the model can be trained at that batch size: batch norm cannot where a last batch has one example."""
+    try:
+        check_batch_sizes(task, [size])
+    except (TaskError, UsageError):
+        return False
+    return True
+
+
+def _may_climb_to(task: Task, size: int, examples: int) -> bool:
+    """Whether the ladder may, with runs of so many examples: evaluations are a batch apart there, or more."""
+    return size <= task.train_size and HOLDS_FOR * size <= examples and can_train(task, size)
+
+
+def _check_sizes(task: Task, sizes: Sequence[int]) -> None:
+    """Larger than the baseline's, and such as the data and the model can take."""
+    own, most = task.batch_size, task.train_size
+    for size in sizes:
+        if not own < size <= most:
+            instead = f"write --batch-size {min(2 * own, most)}" if own < most else "lower the task's batch_size"
+            raise UsageError(
+                f"expected a batch size above the task's own {own}, which is the baseline's, and up to the {most} "
+                f"training examples of {task.name!r}, got {size}: {instead}"
+            )
+    check_batch_sizes(task, sizes)
 
 
 def _default_size(task: Task, speedup: float | None) -> int:
     """`speedup` times the task's own batch size; by default 16 times, at most a quarter of the data."""
     if speedup is not None:
-        if not speedup > 1:
+        if not 1 < speedup < math.inf:
             raise UsageError(f"expected a speed-up above 1, got {speedup!r}: write --speedup 16")
         return round(speedup * task.batch_size)
     times = SPEEDUP

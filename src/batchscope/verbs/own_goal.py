@@ -17,12 +17,13 @@ def goal_within(traces: Sequence[Sequence[Evaluation]]) -> Goal | None:
     To reach a loss is to hold it at three evaluations running: the least that a run did so is
     min over k of max(y_k, y_(k+1), y_(k+2)), with y the validation losses after the initial one.
     """
-    values = [_held(trace) for trace in traces]
-    if any(value is None for value in values):
+    held = [_held(trace) for trace in traces]
+    pairs = [pair for pair in held if pair is not None]
+    if not pairs or len(pairs) < len(held):
         return None
-    lowest, value = max((value for value in values if value is not None), key=lambda pair: pair[1])
+    value = max(slackened for _, slackened in pairs)
     rounded = float(f"{value:.4g}")
-    return Goal("loss", at_most=rounded if rounded >= lowest else value)
+    return Goal("loss", at_most=rounded if all(rounded >= lowest for lowest, _ in pairs) else value)
 
 
 def _held(trace: Sequence[Evaluation]) -> tuple[float, float] | None:
@@ -30,4 +31,4 @@ def _held(trace: Sequence[Evaluation]) -> tuple[float, float] | None:
     start, *losses = [e.validation["loss"] for e in trace]
     runs = [losses[k : k + HOLDS_FOR] for k in range(len(losses) - HOLDS_FOR + 1)]
     lowest = min((max(run) for run in runs if all(map(math.isfinite, run))), default=math.inf)
-    return (lowest, lowest + SLACK * (start - lowest)) if lowest < start else None
+    return (lowest, lowest + SLACK * (start - lowest)) if lowest < start < math.inf else None
