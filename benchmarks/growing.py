@@ -8,9 +8,9 @@ steps, or on plateau. Its loss is found on the curve of the same seed, log loss 
     ratio = steps that the fixed batch takes which ends at the controller's loss / the controller's own steps
 
 with a t interval on the logarithms, paired by seed; once beside fixed batches at a constant learning rate, as the
-controller's, and once beside fixed ones whose rate is brought to 0 along a cosine, tuned alike. A controller whose loss
-lies below the whole curve gets a bound. Seeds that report have not chosen. Runs are kept in .work/growing, so that the
-script can be stopped and run again.
+controller's, and once beside fixed ones whose rate is brought to 0 along a cosine, tuned alike. Where a seed's loss
+lies beyond the curve there is only a bound, the least or the most that every seed allows. Seeds that report have not
+chosen. Runs are kept in .work/growing, so that the script can be stopped and run again.
 
     python benchmarks/growing.py [--seeds 5] [--reverse] [--save]
 """
@@ -37,7 +37,7 @@ from batchscope.training.loop import Evaluator, train
 from environment import environment, save
 
 WORK = Path(__file__).parent / ".work" / "growing"
-SIZES = (16, 32, 64, 128, 256, 512, 1024)
+SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 FIRST, MOST = 32, 2048
 EPOCHS, CADENCE = 8, 8192
 RATES, TUNING_SEED = (-1, 0, 1, 2), 900  # powers of two about the square-root rule from the task's own point
@@ -98,19 +98,20 @@ def annealed(task: Task) -> Task:
     return dataclasses.replace(task, schedule=lambda o, steps: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps))
 
 
-def steps_at(loss: float, curve: list[tuple[int, float]]) -> tuple[float, bool]:
-    """(steps of the fixed batch that ends at this loss, whether that is only a bound); `curve`: (steps, loss).
+def steps_at(loss: float, curve: list[tuple[int, float]]) -> tuple[float, int]:
+    """(steps of the fixed batch that ends at this loss, side); `curve`: (steps, loss).
 
-    Fewest steps first. The largest batch that is as good counts: where the curve is not monotone, from its good end.
+    side 0: it was found; 1: no fixed batch is as good, it takes more than these (the best one's); -1: all are better,
+    it takes fewer than these (the largest one's). Where the curve is not monotone, from its large end.
     """
     ordered = sorted(curve)  # fewest steps first: largest batch
     if ordered[0][1] <= loss:
-        return float(ordered[0][0]), False
+        return float(ordered[0][0]), -1
     for (s0, l0), (s1, l1) in itertools.pairwise(ordered):
         if l1 <= loss < l0:
             share = (math.log(l0) - math.log(loss)) / (math.log(l0) - math.log(l1))
-            return math.exp(math.log(s0) + share * (math.log(s1) - math.log(s0))), False
-    return float(min(ordered, key=lambda pair: pair[1])[0]), True
+            return math.exp(math.log(s0) + share * (math.log(s1) - math.log(s0))), 0
+    return float(min(ordered, key=lambda pair: pair[1])[0]), 1
 
 
 def main() -> None:
@@ -147,30 +148,40 @@ def compared(
     rule: str, kind: str, table: dict[tuple[str, int], list[dict[str, Any]]], seeds: list[int]
 ) -> dict[str, Any]:
     """One rule against the curve of the fixed batch sizes."""
-    logs, bounds = [], 0
+    logs, sides = [], []
     for seed in seeds:
         own = table[rule, FIRST][seed]
         curve = [(table[kind, size][seed]["steps"], table[kind, size][seed]["loss"]) for size in SIZES]
-        steps, bound = steps_at(own["loss"], curve)
+        steps, side = steps_at(own["loss"], curve)
         logs.append(math.log(steps / own["steps"]))
-        bounds += bound
-    mean = statistics.mean(logs)
-    half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-    row = {
-        "rule": rule,
-        "beside": "fixed, constant rate" if kind == "none" else "fixed, cosine",
-        "ratio": math.exp(mean),
-        "low": math.exp(mean - half),
-        "high": math.exp(mean + half),
-        "better than every fixed one": bounds,
-        "seeds": len(seeds),
-    }
+        sides.append(side)
+    row = {"rule": rule, "beside": "fixed, constant rate" if kind == "none" else "fixed, cosine"} | ratio_of(
+        logs, sides
+    )
+    row |= {"no fixed one as good": sides.count(1), "all fixed ones better": sides.count(-1), "seeds": len(seeds)}
+    said = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("ratio", "low", "high"))
     print(
-        f"{rule}, beside {row['beside']}: the fixed batch of equal loss takes {row['ratio']:.3f} "
-        f"[{row['low']:.3f}-{row['high']:.3f}] times "
-        f"its steps; in {bounds} of {len(seeds)} seeds no fixed batch is as good (a bound there)"
+        "{}, beside {}: the fixed batch of equal loss takes {} [{}, {}] times its steps; in {} of {} seeds no fixed "
+        "batch is as good, in {} all are better".format(
+            rule, row["beside"], *said, sides.count(1), len(seeds), sides.count(-1)
+        )
     )
     return row
+
+
+def ratio_of(logs: list[float], sides: list[int]) -> dict[str, float | None]:
+    """The mean ratio with its t interval; with bounds among the seeds only what all of them allow."""
+    if not any(sides):
+        mean = statistics.mean(logs)
+        half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+        return {"ratio": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half)}
+    least = min(logs) if min(sides) >= 0 else None
+    most = max(logs) if max(sides) <= 0 else None
+    return {
+        "ratio": None,
+        "low": None if least is None else math.exp(least),
+        "high": None if most is None else math.exp(most),
+    }
 
 
 if __name__ == "__main__":

@@ -37,10 +37,11 @@ NOISE = {  # the framework, the source, and the parts of a batch of 64: one task
 DDP = "11_noise_ddp.py"
 BRANCHES = "12_branches.py"
 GROWING = "13_growing_batch.py"
+GROWING_LIGHTNING = "14_growing_batch_lightning.py"
 
 
 def test_every_example_is_run_here() -> None:
-    others = {"02_notebook.py", DDP, BRANCHES, GROWING}
+    others = {"02_notebook.py", DDP, BRANCHES, GROWING, GROWING_LIGHTNING}
     assert {p.name for p in EXAMPLES.glob("*.py")} == {*ASKED, *METERED, *NOISE, *others}
 
 
@@ -175,5 +176,20 @@ def test_growing_batch(capsys: pytest.CaptureFixture) -> None:
     assert len(sizes) > 3
     assert sizes == sorted(sizes)
     assert 0 <= controller.examples - 30 * 1797 < sizes[-1]
+    assert controller.optimizer.param_groups[0]["lr"] < 0.001
+    assert capsys.readouterr().out.count("batch size ") == len(controller.changes)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's own
+@pytest.mark.filterwarnings("ignore:The .* does not have many workers")
+def test_growing_batch_in_lightning(capsys: pytest.CaptureFixture) -> None:
+    """The batch grows, whole epochs are used, and the schedule ends with them."""
+    pytest.importorskip("lightning")
+    controller = runpy.run_path(str(EXAMPLES / GROWING_LIGHTNING))["main"]()
+    sizes = [32, *(change.after for change in controller.changes)]
+    assert len(sizes) > 3
+    assert sizes == sorted(sizes)
+    assert controller.examples == 20 * (1797 // 32) * 32
     assert controller.optimizer.param_groups[0]["lr"] < 0.001
     assert capsys.readouterr().out.count("batch size ") == len(controller.changes)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from batchscope.analysis.race import LEAST_EVALUATIONS, MOST_COST, OFFSETS, RATES, Race
+from batchscope.analysis.race import LEAST_EVALUATIONS, MOST_COST, MOST_RATES, OFFSETS, RATES, Race
 from batchscope.records import Racer
 
 BUDGET, BATCH, CADENCE = 96_000, 512, 1024
@@ -102,7 +102,7 @@ def test_where_all_diverge_smaller_rates_are_tried_and_the_race_ends() -> None:
         (racer,) = wanted
         smaller.append(math.log2(racer.learning_rate))
         race.add(racer, (), "failed")
-    assert smaller == [-3, -4, -5, -6]
+    assert smaller == [-3, -4, -5]
     assert race.rounds[0].kept == ()
     assert math.isinf(race.score(race.ranking()[0]))
     assert race.cost().examples == 5 * CADENCE
@@ -207,3 +207,33 @@ def test_what_is_not_positive_is_refused(wrong: dict[str, object]) -> None:
     right = {"remedies": {"a": 1.0}, "budget_examples": BUDGET, "batch_size": BATCH, "cadence_examples": CADENCE}
     with pytest.raises(ValueError, match="above 0"):
         Race(**(right | wrong))
+
+
+def test_the_baseline_runs_whole_and_goes_further_while_its_best_lies_on_the_edge() -> None:
+    race = Race({"none": 1.0}, BUDGET, BATCH, CADENCE, whole=True)
+    tried = []
+    while wanted := race.next_round():
+        assert set(wanted.values()) == {BUDGET}
+        for racer in wanted:
+            tried.append(math.log2(racer.learning_rate))
+            loss = 1 + abs(math.log2(racer.learning_rate) - 4.1)
+            race.add(racer, ((0, 9.0), (BUDGET // 2, 5.0), (BUDGET, loss)))
+    assert tried == [-2, -1, 0, 1, 2, 3, 4, 5]
+    assert race.ranking() == (Racer("none", 16.0),)
+    assert race.cost().share == 1
+    assert race.next_round() == {}
+
+
+def test_all_remedies_get_as_many_rates_when_the_leader_lies_on_the_edge() -> None:
+    race = Race({"none": 1.0, "a": 1.0, "b": 1.0}, BUDGET, BATCH, CADENCE)
+    best = {"none": 0.2, "a": 9.0, "b": 0.2}  # log2 of the best rate; "a" leads, and goes on getting better
+    while wanted := race.next_round():
+        for racer, cap in wanted.items():
+            loss = (0.5 if racer.remedy == "a" else 1.0) + abs(
+                math.log2(racer.learning_rate) - best[racer.remedy]
+            ) / 100
+            race.add(racer, ((0, 9.0), (cap, loss)))
+    rates = {name: {r.learning_rate for r in race.states if r.remedy == name} for name in best}
+    assert {len(some) for some in rates.values()} == {MOST_RATES}
+    assert max(rates["a"]) == 32.0
+    assert race.cost().share <= 1 / 3

@@ -64,7 +64,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 class ByHand:
-    """A plain loop with a controller: `cut` steps at the end of an epoch, with what has been accumulated."""
+    """A plain loop with a controller; where `cut`, it steps at the end of an epoch, with what has been accumulated."""
 
     def __init__(self, schedule: str | None = "cosine", accumulation: int = 1, of: int = 1, **controller: Any) -> None:
         self.model, self.of = network(), of
@@ -82,6 +82,7 @@ class ByHand:
             },
         )
         self.noise: bs.NoiseMonitor | None = None
+        self.ends: list[int] = []  # steps made at the end of each epoch, where it is cut
 
     def step(self, batches: list[Any]) -> None:
         optimizer = self.controller.optimizer
@@ -99,6 +100,7 @@ class ByHand:
             while batches := list(islice(flow, self.controller.accumulation)):
                 if cut or len(batches) == self.controller.accumulation:
                     self.step(batches)
+            self.ends.append(self.controller.steps)
         return self
 
     def weights(self) -> list[torch.Tensor]:

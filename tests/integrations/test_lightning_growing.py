@@ -153,26 +153,28 @@ def test_a_second_run_begins_anew(lightning: Any) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("until", ["epochs", "steps"])
-def test_goes_on_from_a_checkpoint_bit_for_bit(lightning: Any, tmp_path: Path, until: str) -> None:
-    """From the end of every epoch, and from every step, with a loader that can be resumed."""
+@pytest.mark.parametrize("when", ["epochs' ends", "epochs' last steps", "all steps"])
+def test_goes_on_from_a_checkpoint_bit_for_bit(lightning: Any, tmp_path: Path, when: str) -> None:
+    """Within an epoch, with a loader that can be resumed; where Lightning warns for want of one, the test fails."""
     hand = ByHand(most=16 * MICRO).train(6, cut=True)
-    every = {"every_n_epochs": 1} if until == "epochs" else {"every_n_train_steps": 1}
+    every = {"every_n_epochs": 1} if when == "epochs' ends" else {"every_n_train_steps": 1}
     saves = lightning.pytorch.callbacks.ModelCheckpoint(
-        dirpath=tmp_path, filename="{epoch}-{step}", save_top_k=-1, **every
+        dirpath=tmp_path, filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **every
     )
-    resumable = Resumable(TensorDataset(*part()), batch_size=MICRO)
-    whole = {"callbacks": [GrowingBatchCallback(Planned(PLAN)), saves], "data": resumable, "enable_checkpointing": True}
-    fit(lightning, module_of(lightning), **whole)
-    files = sorted(tmp_path.glob("*.ckpt"))
-    assert len(files) == (6 if until == "epochs" else hand.controller.steps)
-    for file in files[:-1]:
+
+    def data() -> DataLoader:
+        return Resumable(TensorDataset(*part()), batch_size=MICRO) if when == "all steps" else loader()
+
+    callbacks = [GrowingBatchCallback(Planned(PLAN)), saves]
+    fit(lightning, module_of(lightning), callbacks, data=data(), enable_checkpointing=True)
+    files = {int(file.stem): file for file in tmp_path.glob("*.ckpt")}
+    assert sorted(files) == (hand.ends if when == "epochs' ends" else [*range(1, hand.controller.steps + 1)])
+    for step in range(1, hand.controller.steps) if when == "all steps" else hand.ends[:-1]:
         growing, module = GrowingBatchCallback(Planned(PLAN)), module_of(lightning)
-        again = Resumable(TensorDataset(*part()), batch_size=MICRO)
-        trainer = fit(lightning, module, [growing], ckpt=file, data=loader() if until == "epochs" else again)
-        assert trainer.current_epoch == 6, file
+        trainer = fit(lightning, module, [growing], ckpt=files[step], data=data())
+        assert trainer.current_epoch == 6
         assert_same(module.net, growing.controller, hand)
-        assert trainer.fit_loop.epoch_loop._batches_that_stepped == hand.controller.steps, file
+        assert trainer.fit_loop.epoch_loop._batches_that_stepped == hand.controller.steps
 
 
 def test_a_step_that_was_not_complete_begins_again(lightning: Any, tmp_path: Path) -> None:
@@ -210,10 +212,12 @@ def test_hears_what_validation_logs(lightning: Any) -> None:
             if not trainer.sanity_checking:
                 seen.append(float(trainer.callback_metrics["val_loss"]))
 
-    growing = GrowingBatchCallback(Planned(PLAN), monitor="val_loss")
+    rule = Planned(PLAN)
+    growing = GrowingBatchCallback(rule, monitor="val_loss")
     checked = {"limit_val_batches": 1.0, "val_check_interval": 0.5, "max_epochs": 3}
     fit(lightning, module_of(lightning), [growing, Reads()], **checked)
     assert len(seen) == 6
+    assert rule.heard == []  # that of a run is a copy
     assert growing.controller.rule.heard == seen[: len(growing.controller.rule.heard)]
     assert len(growing.controller.rule.heard) >= 4  # a step of a whole epoch sees the last of two
     with pytest.raises(UsageError, match="expected a metric 'accuracy' that validation logs, got val_loss"):

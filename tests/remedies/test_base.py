@@ -59,3 +59,15 @@ def test_what_sets_no_rate_leaves_it_to_the_rest() -> None:
     both = by_name("square-root scaling + second-moment half-life in examples")
     assert "got SGD" in (both.why_not(toy(), TOY) or "")
     assert both.changes.count(".") == 2
+
+
+def test_what_counts_in_steps_does_not_go_with_a_batch_that_grows() -> None:
+    for name in ("weight averaging", "weight decay rescaled", "second-moment half-life in examples"):
+        with pytest.raises(CannotAnswer, match="expected a batch of one size"):
+            by_name(f"growing batch + {name}")
+    assert by_name("growing batch + label smoothing").sets == ("batch size", "learning rate", "loss")
+
+
+def test_the_loss_is_changed_before_its_gradient_is_taken_uphill() -> None:
+    task = toy()
+    assert by_name("SAM + label smoothing").why_not(task, TOY) is None

@@ -80,7 +80,7 @@ def test_what_was_not_timed_has_no_seconds() -> None:
     assert tables.seconds_headings(result) == []
     assert tables.seconds_table(tables.groups_of(result)[1][1], 512, result).cells == []
     assert tables.relative_step(result.rows[0], result) is None
-    assert "seconds to the goal were not measured" in printed(result, width=2000)
+    assert "seconds were not measured" in printed(result, width=2000)
     assert "Seconds: not measured" in printed(result)
 
 

@@ -35,8 +35,8 @@ def test_the_answer_where_a_remedy_matches() -> None:
     assert words.answer_sentence(matched()) == (
         "At batch size 512 (16x), linear scaling matches batch size 32: lowest validation loss 0.1204 (95 % interval "
         "0.1196 to 0.1211) against 0.1200 (0.1199 to 0.1201), excess 0.30 % (-0.30 to 0.90 %); bound 0.76 %, below the "
-        "1.0 % allowed; it takes 15 times fewer steps to the goal (14 to 16), and it is there 5.10 times as fast (4.70 "
-        "to 5.50) on one device and 8.25 times as fast (7.55 to 8.95) on 4 devices."
+        "1.0 % allowed; it takes 15 times fewer steps to the baseline's loss (14 to 16), and it is there 5.10 times as "
+        "fast (4.70 to 5.50) on one device and 8.25 times as fast (7.55 to 8.95) on 4 devices."
     )
 
 
@@ -138,26 +138,30 @@ def test_reasons_that_are_there_stay() -> None:
 @pytest.mark.parametrize(
     ("ratio", "steps", "speed"),
     [
-        (around(14.8, 1.2), "it takes 15 times fewer steps to the goal (14 to 16)", "15 times as fast (14 to 16)"),
+        (
+            around(14.8, 1.2),
+            "it takes 15 times fewer steps to the baseline's loss (14 to 16)",
+            "15 times as fast (14 to 16)",
+        ),
         (
             Measured(0.5, 0.4, 0.8, 3),
-            "it takes 2.00 times as many steps to the goal (1.25 to 2.50)",
+            "it takes 2.00 times as many steps to the baseline's loss (1.25 to 2.50)",
             "2.00 times as slow",
         ),
         (
             Measured(1.1, 0.9, 1.3, 3),
-            "it takes 1.10 times fewer steps to the goal",
+            "it takes 1.10 times fewer steps to the baseline's loss",
             "not clearly faster or slower, 1.10",
         ),
         (Measured(0.9, 0.8, 1.1, 3), "it takes 1.11 times as many", "not clearly faster or slower, 1.11 times as slow"),
         (
             Measured(None, 3.0, None, 5, 2),
-            "it takes at least 3.00 times fewer steps to the goal, as far as is known",
+            "it takes at least 3.00 times fewer steps to the baseline's loss, as far as is known",
             "",
         ),
-        (Measured(None, None, 2.0, 5, 2), "it takes at most 2.00 times fewer steps to the goal", ""),
+        (Measured(None, None, 2.0, 5, 2), "it takes at most 2.00 times fewer steps to the baseline's loss", ""),
         (Measured(None, 0.5, None, 5, 2), "how many steps it saves", ""),
-        (Measured(None, None, None, 0), "how many steps it saves to the goal is not known", ""),
+        (Measured(None, None, None, 0), "how many steps it saves is not known", ""),
     ],
 )
 def test_ratios_say_which_way_they_go(ratio: Measured, steps: str, speed: str) -> None:
@@ -198,7 +202,7 @@ def test_what_decides_during_a_run_or_trains_longer_is_said() -> None:
     named = dataclasses.replace(result.largest, remedy="growing batch + train longer (power=1.0)")
     lines = configuration_of(dataclasses.replace(result, largest=named)).splitlines()
     assert lines[-2].startswith("control = remedy.control(small, case)")
-    assert lines[-1].startswith("examples = round(remedy.length(case) * small.budget_examples)")
+    assert lines[-1].startswith(f"examples = round(remedy.length(case) * {result.question.budget_examples:_})")
     assert 'remedy = by_name("growing batch + train longer (power=1.0)")' in lines
 
 
@@ -243,4 +247,4 @@ def test_a_match_that_saves_no_steps_is_no_answer() -> None:
     assert told.answer.startswith("No remedy was found to match batch size 32 in fewer steps at batch size 128")
     assert "but it is not shown to save steps: its batches had 33 examples in the mean" in told.answer
     matching = next(row for row in told.rows if row.verdict == "matches")
-    assert matching.why.endswith("(1.01 times fewer steps to the goal (0.97 to 1.05)).")
+    assert matching.why.endswith("(1.01 times fewer steps to the baseline's loss (0.97 to 1.05)).")

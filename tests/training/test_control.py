@@ -17,7 +17,7 @@ from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.control import Controlled
 from batchscope.training.loop import train
 from batchscope.training.seeding import permutation
-from toys import CPU, SIZE, Augmented, examples, toy
+from toys import CPU, SIZE, Augmented, examples, mlp_with_state, toy
 
 SPEC = TrialSpec(Arm(16, 0.05, remedy="growing"), 3, StopRule(budget_examples=5 * SIZE, cadence_examples=20))
 
@@ -76,7 +76,8 @@ def by_hand(task: Task, trace: tuple[Evaluation, ...]) -> tuple[list[torch.Tenso
     while used < SPEC.stop.budget_examples:
         order, offset = permutation(SPEC.seed, epoch, SIZE), 0
         while offset < SIZE and used < SPEC.stop.budget_examples:
-            chosen = order[offset : offset + size]
+            alone = size > 1 and SIZE - offset == size + 1  # the last example would be left by itself
+            chosen = order[offset : offset + size + alone]
             optimizer.zero_grad()
             F.cross_entropy(model(x[chosen]), y[chosen]).backward()
             optimizer.step()
@@ -132,3 +133,26 @@ def test_a_cap_leaves_a_checkpoint_only_where_it_is_asked_for(tmp_path: Path) ->
 def test_what_it_cannot_go_with_is_refused() -> None:
     with pytest.raises(CannotAnswer, match="expected one device and plain steps"):
         train(toy(), SPEC, device=CPU, control=Growing, engine=Engine(graphed=True))
+
+
+class Steady(Growing):
+    """Always nine examples: 46 of them leave one."""
+
+    def __init__(self, made: Controlled) -> None:
+        super().__init__(made)
+        self.size = 9
+
+    @property
+    def batch_size(self) -> int:
+        return 9
+
+
+def test_no_example_is_left_by_itself() -> None:
+    made: list[Steady] = []
+
+    def control(how: Controlled) -> Steady:
+        made.append(Steady(how))
+        return made[-1]
+
+    train(toy(model=mlp_with_state), SPEC, device=CPU, control=control)  # batch norm has no variance of one example
+    assert [n for n in made[0].heard if isinstance(n, int)][:10] == [9, 9, 9, 9, 10] * 2

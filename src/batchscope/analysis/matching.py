@@ -129,6 +129,12 @@ class _Table:
         self.examples = {arm: self._to_goal(arm, runs, "examples_to_goal") for arm, runs in self.arms.items()}
         self.steps = {arm: self._to_goal(arm, runs, "steps_to_goal") for arm, runs in self.arms.items()}
         self.examples_measured, self.steps_measured = _pooled(self.examples), _pooled(self.steps)
+        known = any(run.steps_to_loss is not None for run in own)  # else a goal is all that can be compared by
+        self.there = ("steps_to_loss", "examples_to_loss") if known else ("steps_to_goal", "examples_to_goal")
+        self.steps_there, self.examples_there = (
+            {arm: self._to_goal(arm, runs, name) for arm, runs in self.arms.items()} for name in self.there
+        )
+        self.steps_there_measured = _pooled(self.steps_there)
         self.lowest = self._metric(lambda run: run.lowest_loss, loss=True)
         names = sorted({name for runs in self.arms.values() for run in runs for name in run.validation} - {"loss"})
         self.validation = {name: self._metric(lambda run, name=name: run.validation.get(name)) for name in names}
@@ -234,13 +240,21 @@ class _Table:
         per_step = self.seconds.per_step(arm[2], arm[1], devices)
         return None if per_step is None else product(self.steps_measured[arm], per_step)
 
+    def to_loss(self, arm: Arm, devices: int) -> Measured | None:
+        """Seconds to the baseline's loss."""
+        if self.grows(arm):
+            there = self.steps_there[arm], self.examples_there[arm]
+            return self.seconds.growing_to_goal(*there, arm[1], devices)
+        per_step = self.seconds.per_step(arm[2], arm[1], devices)
+        return None if per_step is None else product(self.steps_there_measured[arm], per_step)
+
     # --- what is pooled ---
 
     def _to_goal(self, arm: Arm, runs: Sequence[MatchRun], name: str) -> list[Value]:
         """Of each seed; one that did not reach needs more than a whole run, whatever ended it."""
         _, size, remedy, _ = arm
         bound = float(length_of(self.data, remedy, size))
-        if name == "steps_to_goal":
+        if name.startswith("steps"):
             longest = max(runs, key=lambda run: run.examples)
             per_step = longest.examples / longest.steps if longest.steps else 0.0
             bound /= per_step or effective_batch_size(self.data.train_size, size)
@@ -289,15 +303,15 @@ def _exactly_zero(seeds: int) -> Measured:
 
 
 def _largest(table: _Table, baseline: MatchRow, rows: Sequence[MatchRow]) -> Largest | None:
-    """The matching row with the fewest steps to goal, fewer than the baseline's, at the largest batch that has one."""
+    """The matching row with the fewest steps to the baseline's loss, fewer than its own, at the largest batch size."""
     matching = [row for row in rows if row.verdict == "matches" and row.saves_steps]
     if not matching:
         return None
     size = max(row.batch_size for row in matching)
 
     def steps(row: MatchRow) -> tuple[float, float]:
-        to_goal = row.steps_to_goal.estimate if row.steps_to_goal is not None else None
-        return math.inf if to_goal is None else to_goal, row.excess.estimate or 0.0
+        fewer = row.fewer_steps.estimate if row.fewer_steps is not None else None
+        return -fewer if fewer is not None else 0.0, row.excess.estimate or 0.0
 
     row = min((row for row in matching if row.batch_size == size), key=steps)
     arm, own = _arm_of(row), _arm_of(baseline)
@@ -308,7 +322,7 @@ def _largest(table: _Table, baseline: MatchRow, rows: Sequence[MatchRow]) -> Lar
 
 
 def saves_steps(fewer: Measured, runs: Sequence[MatchRun], own: Sequence[MatchRun]) -> bool:
-    """Whether an arm is known to take fewer steps than the baseline: to the goal; where it is not reached, in all."""
+    """Whether an arm is known to take fewer steps than the baseline: to its loss; where that is not reached, in all."""
     if fewer.estimate is None:
         return max(run.steps for run in runs) < min(run.steps for run in own)
     least = fewer.estimate if fewer.n < 2 else fewer.low
@@ -320,12 +334,12 @@ def _arm_of(row: MatchRow) -> Arm:
 
 
 def fewer_steps(table: _Table, own: Arm, arm: Arm) -> Measured:
-    """The baseline's steps to goal over an arm's: geometric mean of the seeds' ratios where all reached.
+    """The baseline's steps to within 1 % of its lowest loss, over an arm's steps to there.
 
-    Otherwise the ratio of the two measured values, which does not pair; a bound where one arm has only a bound.
+    The geometric mean of the seeds' ratios where all got there. Otherwise the ratio of the two measured values, which
+    does not pair; a bound where one arm has only a bound.
     """
-    first = {run.seed: run.steps_to_goal for run in table.arms[own]}
-    second = {run.seed: run.steps_to_goal for run in table.arms[arm]}
+    first, second = ({run.seed: getattr(run, table.there[0]) for run in table.arms[a]} for a in (own, arm))
     pairs = [(first[s], second[s]) for s in sorted(set(first) & set(second))]
     logs = [math.log(max(a, 1.0) / max(b, 1.0)) for a, b in pairs if a is not None and b is not None]
     if pairs and len(logs) == len(pairs):
@@ -335,7 +349,7 @@ def fewer_steps(table: _Table, own: Arm, arm: Arm) -> Measured:
         half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(logs, ddof=1)) / math.sqrt(n)
         text = f"t on logs of ratios paired by seed, {n - 1} df"
         return Measured(math.exp(mean), math.exp(mean - half), math.exp(mean + half), n, 0, text)
-    a, b = table.steps_measured[own], table.steps_measured[arm]
+    a, b = table.steps_there_measured[own], table.steps_there_measured[arm]
     if a.estimate is not None and b.estimate is not None:
         return product(a, inverse(b, 1.0))
     low = a.low / (b.high or b.estimate) if a.estimate is None and a.low and b.estimate else None
@@ -344,9 +358,9 @@ def fewer_steps(table: _Table, own: Arm, arm: Arm) -> Measured:
 
 
 def _faster(table: _Table, own: Arm, arm: Arm, fewer: Measured, devices: int) -> Measured | None:
-    """The baseline's seconds to goal over an arm's."""
+    """The baseline's seconds to its loss over an arm's."""
     if table.grows(arm):
-        first, second = table.to_goal(own, devices), table.to_goal(arm, devices)
+        first, second = table.to_loss(own, devices), table.to_loss(arm, devices)
         return None if first is None or second is None else product(first, inverse(second, 1.0))
     if devices == 1:
         ratio = table.seconds.ratio((NO_REMEDY, own[1]), (arm[2], arm[1]))

@@ -64,6 +64,15 @@ def crossing(trace: Sequence[Evaluation], goal: Goal) -> Crossing | None:
     return Crossing(examples, _steps_at(trace, index, examples), raw_crossing(trace, goal), index)
 
 
+def first_crossing(trace: Sequence[Evaluation], goal: Goal) -> Crossing | None:
+    """Where the goal was met for the first time, by the same interpolation; None if it never was."""
+    index = _first_run(trace, goal, 1)
+    if index is None:
+        return None
+    examples = _position(trace, goal, index)
+    return Crossing(examples, _steps_at(trace, index, examples), examples, index)
+
+
 def raw_crossing(trace: Sequence[Evaluation], goal: Goal) -> float | None:
     """Examples at the first evaluation k >= 1 that meets the goal at all, interpolated alike; None if none does."""
     index = _first_run(trace, goal, 1)

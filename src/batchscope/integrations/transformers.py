@@ -23,6 +23,13 @@ Trainer's only event with gradients, `on_pre_optimizer_step`, comes after it has
 process the monitor therefore copies them as the backward pass leaves them. Data-parallel processes average gradients
 later than that: there neither clipping (`max_grad_norm=0`) nor a loss scale (`bf16`) is possible. Micro-batches count
 alike: where Trainer weighs them by their tokens, and they differ much in that, the noise scale is somewhat off.
+
+A batch that grows in Trainer there is not. Were a callback to set `gradient_accumulation_steps`, (a) Trainer would step
+at the epoch's multiples of it, but draw batches and divide losses as if it stepped after so many: the step after a
+change is wrong; (b) Trainer moves the schedule once per step, and no callback can stop it; (c) a checkpoint knows its
+steps only, and Trainer takes the first number of steps in an epoch to find where it was: saved after 26 micro-batches,
+a run went on after 9 (transformers 5.23). The first two could be worked around, the third cannot. Grow the batch in a
+loop with Accelerate (`accelerate.py`) or of your own instead.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class MatchRow:
     test: dict[str, Measured] | None = None
     steps_to_goal: Measured | None = None
     examples_to_goal: Measured | None = None
-    fewer_steps: Measured | None = None  # the baseline's steps to goal / its own
+    fewer_steps: Measured | None = None  # the baseline's steps to its own loss (within 1 %) / the row's to that loss
     saves_steps: bool = False  # known to take fewer than the baseline: what a large batch is for
     steps: int = 0  # of the whole run
     examples: int = 0
@@ -85,8 +85,8 @@ class Largest:
     batch_size: int
     remedy: str
     learning_rate: float
-    fewer_steps: Measured  # baseline's steps to goal / its own
-    faster: dict[int, Measured] = field(default_factory=dict)  # device count -> seconds to goal, baseline's / its own
+    fewer_steps: Measured  # baseline's steps to its own loss (within 1 %) / the remedy's to that loss
+    faster: dict[int, Measured] = field(default_factory=dict)  # device count -> the same in seconds
     tested_beyond: int | None = None  # the next larger batch size, where nothing matched; None: none was tried
 
 

@@ -53,6 +53,8 @@ class MatchRun:
     test: dict[str, float] | None = None  # there
     steps_to_goal: float | None = None  # None: not reached
     examples_to_goal: float | None = None
+    steps_to_loss: float | None = None  # to within 1 % of the baseline's lowest loss with this seed; None: not reached
+    examples_to_loss: float | None = None
     reason: str = ""
     trial_key: str = ""
 

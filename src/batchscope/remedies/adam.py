@@ -117,6 +117,7 @@ class HalfLifeInExamples(Remedy):
     changes: ClassVar[str] = "Adam's second moment forgets half after as many examples as at the small batch size."
     cost: ClassVar[str] = "Nothing."
     sets: ClassVar[tuple[str, ...]] = ("optimiser",)
+    counts: ClassVar[bool] = True
 
     def why_not(self, task: Task, case: Case) -> str | None:
         """Another optimiser than Adam or AdamW."""

@@ -144,6 +144,7 @@ class WeightAveraging(Remedy):
         "One more copy of the weights; with batch norm, a forward pass over some training examples per evaluation."
     )
     sets: ClassVar[tuple[str, ...]] = ("weights",)
+    counts: ClassVar[bool] = True
 
     half_life_epochs: float = HALF_LIFE_EPOCHS
 

@@ -74,6 +74,7 @@ class Remedy(ABC):
         changes: one sentence: what it changes.
         cost: one sentence: passes over the data, or state, that it adds to a step.
         sets: which of PARTS it sets.
+        counts: whether it makes constants of a step from the batch size, which have no meaning where the batch grows.
     """
 
     title: ClassVar[str]
@@ -82,6 +83,7 @@ class Remedy(ABC):
     cost: ClassVar[str]
     sets: ClassVar[tuple[str, ...]]
     also: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -142,6 +144,13 @@ def together(*remedies: Remedy) -> Remedy:
                     f"which both set the {part}: leave one out"
                 )
             setters[part] = remedy
+    grows = setters.get("batch size")
+    for remedy in parts:
+        if grows is not None and remedy.counts:
+            raise CannotAnswer(
+                f"expected a batch of one size for {remedy.name!r}, which counts its steps in examples, got "
+                f"{grows.name!r}: leave one out"
+            )
     return Together(tuple(sorted(parts, key=_order)))
 
 

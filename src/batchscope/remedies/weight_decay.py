@@ -55,6 +55,7 @@ class WeightDecayRescaled(Remedy):
     changes: ClassVar[str] = "Weight decay averages the weights over as many epochs as at the small batch size."
     cost: ClassVar[str] = "Nothing."
     sets: ClassVar[tuple[str, ...]] = ("weight decay",)
+    counts: ClassVar[bool] = True
 
     def why_not(self, task: Task, case: Case) -> str | None:
         """No weight decay, or one that does not multiply the weights."""

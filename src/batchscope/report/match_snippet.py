@@ -58,7 +58,8 @@ def with_remedy(largest: Largest, result: MatchResult) -> list[str]:
     if any(name.startswith(CONTROLLED) for name in names):
         lines.append("control = remedy.control(small, case)  # decides during the run")
     if any(name.startswith(LONGER) for name in names):
-        lines.append("examples = round(remedy.length(case) * small.budget_examples)  # it trains longer")
+        budget = result.question.budget_examples
+        lines.append(f"examples = round(remedy.length(case) * {budget:_})  # it trains longer")
     return lines
 
 

@@ -18,6 +18,7 @@ from batchscope.report.words import count, list_of, number, plain, sentence
 
 RETUNED = "the learning rate re-tuned alone"  # NO_REMEDY in a sentence
 NAMED = "95 % interval "  # what a paragraph's first bracket says
+FEWER, AS_MANY = "fewer steps to the baseline's loss", "as many steps to the baseline's loss"
 GROWN = 0.9  # mean batch / batch size, below which it is said to have grown
 FEW = 4  # names that a sentence gives one by one
 
@@ -141,7 +142,7 @@ def gain_words(largest: Largest) -> str:
     """What it saves in steps, and in seconds on each number of devices."""
     steps = fewer_words(largest.fewer_steps)
     speeds = [f"{faster_words(m)} on {devices_words(n)}" for n, m in sorted(largest.faster.items()) if known(m)]
-    seconds = f"it is there {list_of(speeds)}" if speeds else "seconds to the goal were not measured"
+    seconds = f"it is there {list_of(speeds)}" if speeds else "seconds were not measured"
     return f"{steps}, {'and ' if speeds else 'but '}{seconds}"
 
 
@@ -151,15 +152,15 @@ def known(m: Measured) -> bool:
 
 
 def fewer_words(ratio: Measured) -> str:
-    """`it takes 14.8 times fewer steps to the goal (12 to 18)`."""
+    """`it takes 14.8 times fewer steps to the baseline's loss (12 to 18)`."""
     if not known(ratio):
         low, high = ((finite(v) or 0.0) for v in (ratio.low, ratio.high))
         side, end = ("at least", low) if low > 1 else ("at most", high)
-        few = f"it takes {side} {number(end)} times fewer steps to the goal, as far as is known" if end > 1 else ""
-        return few or "how many steps it saves to the goal is not known"
+        few = f"it takes {side} {number(end)} times {FEWER}, as far as is known" if end > 1 else ""
+        return few or "how many steps it saves is not known"
     if (ratio.estimate or 0.0) >= 1:
-        return f"it takes {times(ratio, 'fewer steps to the goal')}"
-    return f"it takes {times(inverse(ratio, 1.0), 'as many steps to the goal')}"
+        return f"it takes {times(ratio, FEWER)}"
+    return f"it takes {times(inverse(ratio, 1.0), AS_MANY)}"
 
 
 def faster_words(ratio: Measured) -> str:
@@ -174,7 +175,7 @@ def faster_words(ratio: Measured) -> str:
 def no_match_sentence(result: MatchResult) -> str:
     """That nothing matches, what comes closest, and whether more seeds may settle it."""
     own, sizes = count(result.baseline.batch_size), list_of(map(count, sizes_of(result)))
-    none = f"No remedy was found to match batch size {own} at batch size {sizes or 'any'}"
+    none = f"No remedy was found to match batch size {own} at {f'batch size {sizes}' if sizes else 'any batch size'}"
     best = closest(result)
     if best is None:
         lost = "of every remedy that was run with fresh seeds, some diverged or failed"
@@ -217,7 +218,7 @@ def spared_words(row: MatchRow) -> str:
     if row.steps and row.examples / row.steps < GROWN * row.batch_size:
         grown = f": its batches had {number(row.examples / row.steps, 2)} examples in the mean"
     ratio = row.fewer_steps
-    steps = fewer_words(ratio) if ratio is not None else "how many steps it saves to the goal is not known"
+    steps = fewer_words(ratio) if ratio is not None else "how many steps it saves is not known"
     return f"it is not shown to save steps{grown} ({steps.removeprefix('it takes ')})"
 
 

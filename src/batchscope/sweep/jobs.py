@@ -42,12 +42,13 @@ from batchscope.records import Arm, Conditions, Engine, Goal, TrialSpec, from_pl
 from batchscope.sweep.flatness_jobs import do_continued, do_pictures, do_point
 from batchscope.sweep.messages import CONNECTION_LOST, Job, TaskReference
 from batchscope.sweep.ranks import Pulse, leave_place, ranked, take_place
-from batchscope.sweep.treated import treated
+from batchscope.sweep.treated import grows, treated
 from batchscope.task import Task, load_task
 from batchscope.training.checkpoint import Checkpoint
 from batchscope.training.connection import is_of_connection
 from batchscope.training.device import cores, pick_device, set_up
 from batchscope.training.distributed import Replicas, engine_of_several, part_ways
+from batchscope.training.engine import PLAIN
 from batchscope.training.fingerprint import fingerprint
 from batchscope.training.loop import Evaluator, train
 from batchscope.training.weights import KeptWeights, Weights, save_weights
@@ -191,7 +192,7 @@ class Workbench:
             crossed=lambda trace, goal: crossing(trace, goal) is not None,
             checkpoint=Checkpoint(path, details["checkpoint_seconds"], details["at_cap"]) if path else None,
             on_evaluation=lambda line: on_line({"examples": line.examples, "loss": line.validation["loss"]}),
-            engine=conditions.engine if control is None else replace(conditions.engine, graphed=False),
+            engine=conditions.engine if control is None else PLAIN,
             control=control,
             watch=beside,
             replicas=replicas,
@@ -240,7 +241,13 @@ class Workbench:
         conditions = self._set_up(details)
         arms = {name: from_plain(tuple[Arm, ...], some) for name, some in details["arms"].items()}
         tasks = {name: (treated(self.task, some[0])[0], [a.batch_size for a in some]) for name, some in arms.items()}
-        return to_plain(time_compared(self.task, tasks, self.device, conditions, tell=on_line))
+        steady = {  # a batch that grows has steps of many sizes: those are reckoned from the plain ones
+            (name, arm.batch_size): control
+            for name, some in arms.items()
+            for arm in some
+            if (control := treated(self.task, arm)[1]) is not None and not grows(arm)
+        }
+        return to_plain(time_compared(self.task, tasks, self.device, conditions, controls=steady, tell=on_line))
 
     def _memory(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:
         conditions = self._set_up(details)

@@ -15,8 +15,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from batchscope.analysis.match_verdicts import MOST_ROOM
 from batchscope.analysis.race import Race
-from batchscope.analysis.target import crossing
+from batchscope.analysis.target import crossing, first_crossing
 from batchscope.errors import CannotAnswer
 from batchscope.records import (
     NO_REMEDY,
@@ -68,7 +69,7 @@ class MatchTrials:
     def baseline(self) -> list[TrialRecord]:
         """Tune the own batch size, run it with every fresh seed. Raises CannotAnswer where it cannot be trained."""
         q = self.question
-        race = self._race(q.own_batch_size, {NO_REMEDY: self.rate}, "baseline race")
+        race = self._race(q.own_batch_size, {NO_REMEDY: self.rate}, "baseline race", whole=True)
         best = race.ranking()[0]
         if not math.isfinite(race.score(best)):
             raise CannotAnswer(
@@ -79,9 +80,9 @@ class MatchTrials:
         records = self._confirm("baseline", q.own_batch_size, [best])
         if all(run.lost for run in self.ran.runs if run.role == "baseline"):
             raise CannotAnswer(
-                f"task {self.task.name!r}: expected its own batch size {q.own_batch_size} to train, it diverged or failed "
-                f"with every seed at the learning rate {self.rate:g}, the best of its race: give a smaller one, or a "
-                "task that trains more steadily"
+                f"task {self.task.name!r}: expected its own batch size {q.own_batch_size} to train, it diverged or "
+                f"failed with every seed at the learning rate {self.rate:g}, the best of its race: give a smaller one, "
+                "or a task that trains more steadily"
             )
         return records
 
@@ -104,16 +105,13 @@ class MatchTrials:
     def race(self, size: int, remedies: Mapping[str, Remedy]) -> list[Racer]:
         """Each remedy at its best learning rate: those with the large batch throughout, then the others; best first.
 
-        Two races: a run that begins with small batches, or trains longer, makes more steps with as many examples, and
-        would always look better early.
+        Races apart: a run that begins with small batches makes more steps with as many examples, and would always look
+        better early; one that trains longer would take what the others are to be raced with.
         """
         ranking: list[Racer] = []
-        for more in (False, True):
-            some = {name: remedy for name, remedy in remedies.items() if makes_more_steps(remedy) == more}
-            if some:
-                first = {name: self._first_rate(remedy, size) for name, remedy in some.items()}
-                lengths = {name: remedy.length(self._case(size)) for name, remedy in some.items()}
-                ranking += self._race(size, first, "race", lengths).ranking()
+        for length, some in groups_of(remedies, self._case(size)):
+            first = {name: self._first_rate(remedy, size) for name, remedy in some.items()}
+            ranking += self._race(size, first, "race", dict.fromkeys(some, length)).ranking()
         return ranking
 
     def confirm(self, size: int, ranking: Sequence[Racer], most: int | None) -> None:
@@ -122,7 +120,10 @@ class MatchTrials:
         """
         kept: list[Racer] = []
         kinds: dict[str, int] = {}
+        lost = {(run.remedy, run.learning_rate) for run in self.ran.runs if run.role == "race" and run.lost}
         for racer in ranking:
+            if (racer.remedy, racer.learning_rate) in lost and racer.remedy != NO_REMEDY:
+                continue  # it diverged or failed in its race, at its best rate
             remedy = by_name(racer.remedy)
             kind = remedy.title if makes_more_steps(remedy) else "throughout"
             room = most if kind == "throughout" else 1
@@ -146,10 +147,15 @@ class MatchTrials:
     # --- how they are run ---
 
     def _race(
-        self, size: int, first: Mapping[str, float], role: str, lengths: Mapping[str, float] | None = None
+        self,
+        size: int,
+        first: Mapping[str, float],
+        role: str,
+        lengths: Mapping[str, float] | None = None,
+        whole: bool = False,
     ) -> Race:
         q = self.question
-        race = Race(first, q.budget_examples, size, q.cadence_examples, lengths, len(q.race_seeds))
+        race = Race(first, q.budget_examples, size, q.cadence_examples, lengths, len(q.race_seeds), whole)
         specs: set[TrialSpec] = set()
         last: dict[tuple[Racer, int], MatchRun] = {}
         while wanted := race.next_round():
@@ -163,7 +169,7 @@ class MatchTrials:
             for record in done:
                 racer, seed = asked[record.spec]
                 last[racer, seed] = self._note(record, role, None)
-                race.add(racer, last[racer, seed].losses, record.result.outcome, seed)
+                race.add(racer, last[racer, seed].losses, "diverged" if last[racer, seed].lost else "", seed)
         self.runner.drop_checkpoints(list(specs))
         self.ran.runs += last.values()
         self.ran.rounds += race.rounds
@@ -216,11 +222,21 @@ class MatchTrials:
         return self.rate * 2.0 ** round(0.5 * math.log2(case.times))
 
     def with_goal(self, goal: Goal) -> tuple[MatchRun, ...]:
-        """All runs; those that confirm with where they crossed the goal."""
+        """All runs; those that confirm with where they crossed the goal, and came to the baseline's loss."""
+        lowest = {run.seed: run.lowest_loss for run in self.ran.runs if run.role == "baseline"}
+        known = self.ran.records
         return tuple(
-            run_of(self.ran.records[run.trial_key], run.role, goal) if run.trial_key in self.ran.records else run
+            run_of(known[run.trial_key], run.role, goal, lowest.get(run.seed)) if run.trial_key in known else run
             for run in self.ran.runs
         )
+
+
+def groups_of(remedies: Mapping[str, Remedy], case: Case) -> list[tuple[float, dict[str, Remedy]]]:
+    """Those that race together, with the length of their runs: the large batch throughout, growing, longer ones."""
+    groups: dict[tuple[bool, float], dict[str, Remedy]] = {}
+    for name, remedy in remedies.items():
+        groups.setdefault((makes_more_steps(remedy), remedy.length(case)), {})[name] = remedy
+    return [(length, groups[more, length]) for more, length in sorted(groups)]
 
 
 def makes_more_steps(remedy: Remedy) -> bool:
@@ -228,12 +244,15 @@ def makes_more_steps(remedy: Remedy) -> bool:
     return bool({"batch size", "training length"} & set(remedy.sets))
 
 
-def run_of(record: TrialRecord, role: str, goal: Goal | None) -> MatchRun:
-    """A trial in short."""
+def run_of(record: TrialRecord, role: str, goal: Goal | None, lowest: float | None = None) -> MatchRun:
+    """A trial in short. `lowest`: the baseline's lowest loss with its seed."""
     arm, result = record.spec.arm, record.result
     known = [e for e in result.trace if math.isfinite(e.validation["loss"])]
     best = min(known, key=lambda e: e.validation["loss"], default=None)
     found = crossing(result.trace, goal) if goal is not None and result.outcome != "failed" else None
+    there = None
+    if lowest is not None and math.isfinite(lowest) and result.outcome != "failed":
+        there = first_crossing(result.trace, Goal("loss", at_most=lowest + MOST_ROOM * abs(lowest)))
     return MatchRun(
         role=role,
         batch_size=arm.batch_size,
@@ -250,6 +269,8 @@ def run_of(record: TrialRecord, role: str, goal: Goal | None) -> MatchRun:
         test=result.test,
         steps_to_goal=found.steps if found is not None else None,
         examples_to_goal=found.examples if found is not None else None,
+        steps_to_loss=there.steps if there is not None else None,
+        examples_to_loss=there.examples if there is not None else None,
         reason=result.reason,
         trial_key=record.spec.key() if role != "race" and role != "baseline race" else "",
     )

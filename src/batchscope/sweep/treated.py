@@ -26,3 +26,8 @@ def treated(task: Task, arm: Arm) -> tuple[Task, MakeControl | None]:
         return task, None
     remedy, case = by_name(arm.remedy), case_of(task, arm)
     return remedy.apply(task, case), remedy.control(task, case)
+
+
+def grows(arm: Arm) -> bool:
+    """Whether its batch changes during a trial."""
+    return arm.remedy != NO_REMEDY and "batch size" in by_name(arm.remedy).sets

@@ -21,7 +21,7 @@ class Control(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Examples of the next step; an epoch's last one may have fewer."""
+        """Examples of the next step; an epoch's last one may have fewer, or one more where one would be left alone."""
         ...
 
     def complete(self, batch: Batch) -> None:

@@ -238,11 +238,15 @@ class _Trial:
                 yield batch, min(size, source.size - position.batch * size)
             return
         while (used := position.examples - position.epoch * source.size) < source.size:
-            size = control.batch_size
+            size, left = control.batch_size, source.size - used
+            if left == size + 1 and size > 1:  # a single example would be left, of which batch norm knows no variance
+                size = left
             for k, batch in enumerate(source.epoch(position.epoch, size, used=used)):
-                if control.batch_size != size:
+                if control.batch_size != size and k > 0:
                     break
-                yield batch, min(size, source.size - used - k * size)
+                yield batch, min(size, left - k * size)
+                if left - (k + 1) * size == size + 1:
+                    break  # to begin again, with the last two together
 
     def advance(self, examples: int) -> None:
         """The optimiser has made a step: the schedule's turn."""

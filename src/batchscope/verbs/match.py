@@ -86,7 +86,8 @@ def match(
         epochs: of every run; default: the task's budget.
         devices: counts that seconds to goal are wanted for; more than 1 needs a stored `scale` of the task.
         seed: which block of seeds, as in `study`.
-        budget: most that may be spent, in reference runs; what might not fit is left out, and said to be.
+        budget: most that may be spent, in reference runs, the baseline's share at least; what might not fit is left
+            out, and said to be.
         store, report, draw, listen: as in `study`. checkpoint_seconds: how often a running trial is saved.
 
     Returns: the verdicts, as in `--json`. Raises BatchscopeError with one sentence.
@@ -175,8 +176,8 @@ class _Search:
         if not self.trials.fits(least := most_of_baseline(self.question)):
             unit = self.reference or self.question.budget_examples
             raise CannotAnswer(
-                f"expected a budget that holds the baseline, its tuning included, got {self.question.budget:g} reference "
-                f"runs: write --budget {math.ceil(least / unit)} or more, or fewer --epochs"
+                f"expected a budget that holds the baseline, its tuning included, got {self.question.budget:g} "
+                f"reference runs: write --budget {math.ceil(least / unit)} or more, or fewer --epochs"
             )
         baseline = self.trials.baseline()
         self.goal = self.goal or self._own_goal(baseline)
@@ -240,22 +241,20 @@ class _Search:
                 names = self._matching(size)
             return
         matched = [size for size in self.done if self._matching(size)]
-        least, closest = max(matched, default=2 * self.question.own_batch_size - 1), self._few(self._closest(size))
+        least, closest = max(matched, default=2 * self.question.own_batch_size - 1), []
         while not self._matching(size) and size // 2 > least:
+            closest = [row.remedy for row in self._rows(size)] or closest
             size //= 2
-            if size not in self.done and can_train(self.asked.task, size):
-                if not self._at(size, closest, None):
-                    return
-                closest = self._few(self._closest(size))
+            if size in self.done or not can_train(self.asked.task, size):
+                continue
+            if not self._at(size, self._few(closest), None):
+                return
 
     def _few(self, names: Sequence[str]) -> list[str]:
         """The first of these with the large batch throughout, the first of the others, and the plain one."""
         throughout = [name for name in names if name != NO_REMEDY and not makes_more_steps(by_name(name))]
         others = [name for name in names if makes_more_steps(by_name(name))]
         return [NO_REMEDY, *throughout[:TRIED_ON], *others[:1]]
-
-    def _closest(self, size: int) -> list[str]:
-        return [row.remedy for row in self._rows(size)]
 
     def _matching(self, size: int) -> list[str]:
         return [row.remedy for row in self._rows(size) if row.verdict == "matches" and row.saves_steps]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchscope.analysis.race import MOST_COST, MOST_RATES_ALONE, RATES, Race
+from batchscope.analysis.race import MOST_COST, MOST_RATES, MOST_WHOLE, Race
 from batchscope.measure.throughput import StepClock
 from batchscope.records import NO_REMEDY, MatchQuestion
 from batchscope.remedies.base import Case, Remedy, by_name
 from batchscope.report import words
 from batchscope.store.sqlite import open_store
-from batchscope.sweep.match_trials import makes_more_steps
+from batchscope.sweep.match_trials import groups_of, makes_more_steps
 from batchscope.task import Task
 from batchscope.training.device import cores, pick_device
 from batchscope.training.seeding import drawing_from
@@ -73,7 +73,8 @@ def price_match(task: Task | str, *, store: str | Path = "batchscope.db", **aske
 def most_of_baseline(question: MatchQuestion) -> int:
     """Examples of the baseline, tuned and run with every fresh seed, at most."""
     q = question
-    return _race(q, q.own_batch_size, {NO_REMEDY: 1.0}) + _runs(q, q.own_batch_size, [1.0])
+    whole = MOST_WHOLE * len(q.race_seeds) * (q.budget_examples + q.own_batch_size - 1)
+    return whole + _runs(q, q.own_batch_size, [1.0])
 
 
 def most_at(
@@ -92,14 +93,14 @@ def most_at(
         longest[title] = max(length, longest.get(title, 0.0))
     chosen = [1.0] * (len(throughout) if confirm is None else min(confirm + 1, len(throughout)))
     chosen += more.values() if confirm is None else longest.values()
-    races = [some for some in (throughout, more) if some]
+    races = [dict.fromkeys(some, length) for length, some in groups_of(remedies, case)]
     return sum(_race(question, size, some) for some in races) + _runs(question, size, [1.0, *chosen])
 
 
 def _race(q: MatchQuestion, size: int, lengths: dict[str, float]) -> int:
     """Examples of a race of these, at most."""
     race = Race(dict.fromkeys(lengths, 1.0), q.budget_examples, size, q.cadence_examples, lengths, len(q.race_seeds))
-    candidates = (RATES if len(lengths) > 1 else MOST_RATES_ALONE) * len(q.race_seeds)
+    candidates = MOST_RATES * len(q.race_seeds)
     if race.note:  # nobody can be dropped
         return candidates * sum(budget + size - 1 for budget in race.budgets.values())
     return candidates * sum(race.budgets.values()) // MOST_COST

@@ -20,6 +20,7 @@ from batchscope.verbs.request import prepare
 
 SPEEDUP = 16  # times the own batch size, where none is given (the issue of large batches begins about there; a guess)
 MOST_DOUBLINGS = 2  # of the ladder, above the largest batch size asked for
+LEAST_LOOKS = 12  # evaluations of a run, below which the ladder does not go up (a guess)
 TRIED_ON = 2  # with the large batch throughout, that the ladder takes with it; the best other and the plain one besides
 
 
@@ -86,10 +87,10 @@ def ask_match(
     _check_sizes(loaded, sizes)
     examples = loaded.budget_examples if epochs is None else round(epochs * loaded.train_size)
     if examples < HOLDS_FOR * max(sizes):
+        enough = math.ceil(10 * HOLDS_FOR * max(sizes) / loaded.train_size) / 10
         raise UsageError(
-            f"expected runs of at least {HOLDS_FOR} batches of {max(sizes)}, which is how often a goal has to hold, got "
-            f"{examples} examples: write --epochs {math.ceil(10 * HOLDS_FOR * max(sizes) / loaded.train_size) / 10:g}, or "
-            "a smaller batch size"
+            f"expected runs of at least {HOLDS_FOR} batches of {max(sizes)}, after each of which a goal has to hold, "
+            f"got {examples} examples: write --epochs {enough:g}, or a smaller batch size"
         )
     largest = max(sizes)
     for _ in range(MOST_DOUBLINGS if ladder else 0):
@@ -123,8 +124,11 @@ def can_train(task: Task, size: int) -> bool:
 
 
 def _may_climb_to(task: Task, size: int, examples: int) -> bool:
-    """Whether the ladder may, with runs of so many examples: evaluations are a batch apart there, or more."""
-    return size <= task.train_size and HOLDS_FOR * size <= examples and can_train(task, size)
+    """Whether the ladder may, with runs of so many examples.
+
+    Evaluations are a batch apart there, and so they are at every batch size.
+    """
+    return size <= task.train_size and LEAST_LOOKS * size <= examples
 
 
 def _check_sizes(task: Task, sizes: Sequence[int]) -> None:
