@@ -127,6 +127,6 @@ def test_how_files_are_measured_is_chosen_once(
     """No study says how; another choice would not find the parts that a stopped command left."""
     how: dict[str, Any] = {**OPTIONS, "task": small_task(), "initial": files[3], "store": tmp_path / "s.db"}
     (first,) = bs.sharpness(files[0], **how).data.points
-    monkeypatch.setattr("batchscope.verbs.sharpness.choose", None)
+    monkeypatch.setattr("batchscope.verbs.machine.choose", None)
     points = bs.sharpness(files[:2], **how).data.points
     assert points[0] == first

@@ -123,11 +123,9 @@ def test_an_open_goal_is_what_the_own_point_reaches(small: Task, ask: Ask, path:
 
 
 def test_an_own_point_that_does_not_train_leaves_no_goal(small: Task, ask: Ask) -> None:
-    seen = [0]
-
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        seen[0] += len(target) == 16 and torch.is_grad_enabled()
-        return F.cross_entropy(output, target) if seen[0] < 20 else [][0]
+        value = F.cross_entropy(output, target)  # checks and timings hardly train: they never come so far
+        return value if not torch.is_grad_enabled() or value > 0.8 else [][0]
 
     with pytest.raises(CannotAnswer, match=r"it failed \(IndexError: list index out of range\): give a goal"):
         ask(dataclasses.replace(small, goal=None, loss=loss), batch_sizes=(64,))

@@ -23,6 +23,7 @@ from batchscope.testing.examples import bits
 
 TASK = "noisy-quadratic"
 SHORT = StopRule(budget_examples=1024, cadence_examples=256)
+SLOW = StopRule(budget_examples=1024 * 64, cadence_examples=1024 * 16)  # still running when the next jobs are given
 ENDLESS = StopRule(budget_examples=10**9, cadence_examples=256)
 PATIENCE_SECONDS = 120.0  # a worker that says nothing for so long on a busy machine is broken
 
@@ -79,7 +80,7 @@ class ExecutorContract:
 
     def test_every_slot_takes_one_job(self, executor: Executor) -> None:
         for slot in range(executor.slots):
-            executor.start(self.job(f"{slot}"))
+            executor.start(self.job(f"{slot}", stop=SLOW))
         with pytest.raises(RuntimeError, match="busy"):
             executor.start(self.job("one too many"))
         assert set(self.ends(executor, executor.slots)) == {f"{slot}" for slot in range(executor.slots)}
