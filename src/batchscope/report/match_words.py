@@ -19,6 +19,7 @@ from batchscope.report.words import count, list_of, number, plain, sentence
 RETUNED = "the learning rate re-tuned alone"  # NO_REMEDY in a sentence
 NAMED = "95 % interval "  # what a paragraph's first bracket says
 FEWER, AS_MANY = "fewer steps to the baseline's loss", "as many steps to the baseline's loss"
+SOME = 1.05  # times fewer steps, from which it looks so (a guess)
 GROWN = 0.9  # mean batch / batch size, below which it is said to have grown
 FEW = 4  # names that a sentence gives one by one
 
@@ -199,11 +200,16 @@ def no_match_sentence(result: MatchResult) -> str:
 def closest(result: MatchResult) -> MatchRow | None:
     """The confirmed row with the lowest bound, or where none has one, with the lowest excess; of those that save steps.
 
-    Where none saves steps, of all.
+    As far as it is known; where none does, of all.
     """
     rows = [r for r in confirmed_rows(result) if finite(r.excess.estimate) is not None]
-    rows = [r for r in rows if r.saves_steps] or rows
+    rows = [r for r in rows if r.saves_steps or may_save(r)] or rows
     return min(rows, key=nearness, default=None)
+
+
+def may_save(row: MatchRow) -> bool:
+    """Whether its steps to the baseline's loss look fewer than the baseline's, be it not known for sure."""
+    return row.fewer_steps is None or (row.fewer_steps.estimate or 0.0) > SOME
 
 
 def nearness(row: MatchRow) -> tuple[float, float, int]:
