@@ -315,14 +315,15 @@ def refused_sentence(result: MatchResult) -> str:
 
 
 def race_sentence(result: MatchResult) -> str:
-    """What the races cost, together."""
-    used, whole = sum(r.examples for r in result.races), sum(r.to_the_end for r in result.races)
+    """What the races cost, together; the baseline's own is not one that drops anybody."""
+    races = [r for r in result.races if r.batch_size != result.baseline.batch_size]
+    used, whole = sum(r.examples for r in races), sum(r.to_the_end for r in races)
     if not whole:
         return ""
-    n = sum(r.candidates for r in result.races)
-    races = "The race" if len(result.races) == 1 else f"The {count(len(result.races))} races"
+    n = sum(r.candidates for r in races)
+    said = "The race" if len(races) == 1 else f"The races at {count(len(races))} batch sizes"
     return (
-        f"{races} used {100 * used / whole:.0f} % of the examples that it would have taken to run all {count(n)} "
+        f"{said} used {100 * used / whole:.0f} % of the examples that it would have taken to run all {count(n)} "
         "candidates to the end."
     )
 
