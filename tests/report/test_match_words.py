@@ -74,8 +74,8 @@ def test_beside_the_answer() -> None:
         "At batch size 1,024, the next larger one tried, no remedy was found to match in fewer steps.",
         "Not confirmed with fresh seeds, as others looked better in the race: 1 at batch size 1,024.",
         "Not raced, as they cannot be applied: Adam scaled.",
-        "The races at 3 batch sizes used 32 % of the examples that it would have taken to run all 216 candidates to the "
-        "end.",
+        "The races at 3 batch sizes used 32 % of the examples that it would have taken to run all 216 candidates to "
+        "the end.",
     ]
     assert any("not finite at batch size 512 (5 of 5 seeds diverged)" in s for s in words.sentences_of(diverged()))
     assert any(s.endswith("a gap that a remedy could close was not seen.") for s in words.sentences_of(one_seed()))

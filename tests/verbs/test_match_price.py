@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import batchscope as bs
-from batchscope.analysis.race import MOST_COST, MOST_RATES, MOST_WHOLE
+from batchscope.analysis.race import MOST_COST, MOST_WHOLE, RATES
 from batchscope.records import NO_REMEDY
 from batchscope.verbs.match_price import price_match
 
@@ -44,7 +44,7 @@ def test_the_price_of_one_batch_size_by_hand(path: Path) -> None:
     assert plan["raced"] == {"16": [NO_REMEDY, "linear scaling", "train longer"]}
     assert [c["remedy"] for c in plan["cannot_apply"]] == ["ghost batch norm"]
     own = (MOST_WHOLE + 3) * (RUN + OWN - 1)
-    races = MOST_RATES * 2 * RUN // MOST_COST + MOST_RATES * 4 * RUN // MOST_COST
+    races = RATES * 2 * RUN // MOST_COST + RATES * 4 * RUN // MOST_COST
     fresh = 3 * (3 * (RUN + 15) + 4 * RUN + 15)  # untuned, both throughout, and four times as long
     assert plan["at_most"]["examples"] == own + races + fresh
     assert plan["at_most"]["reference_runs"] is None

@@ -2,8 +2,7 @@
 
 Candidates are remedies x learning rates: each remedy's first rate times 2^-2 .. 2^2. All run over a ninth of the
 budget; then every remedy gets one rate more, beyond its grid where its best rate lies on the edge, else between the
-best and the better neighbour, and that runs as far; and so again, MOST_FURTHER times at most, while the leader's best
-rate, or the plain large batch's, lies on the edge. Half of all candidates go on to a third of the budget, and of these
+best and the better neighbour, and that runs as far. Half of all candidates go on to a third of the budget, and of these
 as many to the end as can be paid for. A run goes on from where it stopped. The score is the lowest validation loss so
 far; infinite for a run that diverged or failed (Jamieson & Talwalkar 2016; the criterion is ours).
 
@@ -26,13 +25,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from batchscope.records import NO_REMEDY, RaceCost, Racer, RaceRound
+from batchscope.records import RaceCost, Racer, RaceRound
 
 OFFSETS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # powers of two around a remedy's first rate
 RATES = len(OFFSETS) + 1  # of each remedy, the further one included
-MOST_FURTHER = 3  # times that every remedy gets one more rate
-MOST_RATES = len(OFFSETS) + MOST_FURTHER
-MOST_WHOLE = MOST_RATES + 1  # of the baseline
+MOST_WHOLE = RATES + 3  # of the baseline, while its best lies on the edge
 SHARES = (1 / 9, 1 / 3, 1.0)  # of the budget, where rounds end
 KEPT = 1 / 2  # of all candidates, after the first round
 MOST_COST = 3  # the race costs at most one part in so many of running all to the end
@@ -213,16 +210,15 @@ class Race:
         return rates, scores, scores.index(min(scores))
 
     def _goes_further(self) -> bool:
-        """Whether a best rate that matters lies on the edge: the leader's, or the plain large batch's.
+        """Whether the baseline still has its best rate on the edge; where all diverged, that is the smallest.
 
-        Where all have diverged that is the smallest: smaller ones are tried.
+        Not so among several remedies: three rates more for each, while the leader's lay on the edge, crowded out those
+        that win late (digits, ten races: the winner within 1 % of the best in 8 instead of 9).
         """
-        if self.rounds or not self._racing:
+        if not self.whole or self.rounds or not self._racing:
             return False
-        leader = min(self._racing, key=self._rank)
-        tried = [self._tried(name) for name in dict.fromkeys((leader.remedy, NO_REMEDY)) if name in self.first]
-        most = MOST_WHOLE if self.whole else MOST_RATES
-        return len(tried[0][0]) < most and any(best in (0, len(rates) - 1) for rates, _, best in tried)
+        rates, _, best = self._tried(next(iter(self.first)))
+        return best in (0, len(rates) - 1) and len(rates) < MOST_WHOLE
 
     def _drop(self) -> tuple[Racer, ...]:
         """Who goes on; the round that has ended is noted down."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchscope.analysis.race import MOST_COST, MOST_RATES, MOST_WHOLE, Race
+from batchscope.analysis.race import MOST_COST, MOST_WHOLE, RATES, Race
 from batchscope.measure.throughput import StepClock
 from batchscope.records import NO_REMEDY, MatchQuestion
 from batchscope.remedies.base import Case, Remedy, by_name
@@ -100,7 +100,7 @@ def most_at(
 def _race(q: MatchQuestion, size: int, lengths: dict[str, float]) -> int:
     """Examples of a race of these, at most."""
     race = Race(dict.fromkeys(lengths, 1.0), q.budget_examples, size, q.cadence_examples, lengths, len(q.race_seeds))
-    candidates = MOST_RATES * len(q.race_seeds)
+    candidates = RATES * len(q.race_seeds)
     if race.note:  # nobody can be dropped
         return candidates * sum(budget + size - 1 for budget in race.budgets.values())
     return candidates * sum(race.budgets.values()) // MOST_COST
