@@ -146,12 +146,15 @@ def _about_seeds(
         yield "The baseline's mean loss is not above 0: excesses are shares of its absolute value."
     for size in sorted({r.batch_size for r in rows if r.role == "confirmed"} - {g.batch_size for g in gaps}):
         yield f"The large batch was not run untuned at batch size {size}: the room is 1 % of the baseline's loss."
+    failed: dict[tuple[str, int, str], list[MatchRun]] = {}
     for run in distinct(data.runs):
         if run.outcome == "failed" or run.ended_by == "failure":
-            yield (
-                f"The run of {run.remedy!r} at batch size {run.batch_size}, learning rate {run.learning_rate:.3g}, "
-                f"seed {run.seed} failed: {run.reason.rstrip('.') or 'no reason was recorded'}."
-            )
+            reason = run.reason.rstrip(".") or "no reason was recorded"
+            failed.setdefault((run.remedy, run.batch_size, reason), []).append(run)
+    for (remedy, size, reason), runs in failed.items():
+        first = f"learning rate {runs[0].learning_rate:.3g}, seed {runs[0].seed}"
+        which = f"The run of {remedy!r}" if len(runs) == 1 else f"{len(runs)} runs of {remedy!r}"
+        yield f"{which} at batch size {size} ({'first ' * (len(runs) > 1)}{first}) failed: {reason}."
 
 
 def _about_rates(data: MatchData) -> Iterable[str]:
