@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from batchscope.errors import CannotAnswer
+from batchscope.errors import CannotAnswer, UsageError
 from batchscope.records import Arm, Engine, Evaluation, StopRule, TrialSpec
 from batchscope.task import Batch, Task
 from batchscope.training.checkpoint import Checkpoint
@@ -131,7 +131,7 @@ def test_a_cap_leaves_a_checkpoint_only_where_it_is_asked_for(tmp_path: Path) ->
 
 
 def test_what_it_cannot_go_with_is_refused() -> None:
-    with pytest.raises(CannotAnswer, match="expected one device and plain steps"):
+    with pytest.raises(UsageError, match="expected one device and plain steps"):
         train(toy(), SPEC, device=CPU, control=Growing, engine=Engine(graphed=True))
 
 
@@ -156,3 +156,16 @@ def test_no_example_is_left_by_itself() -> None:
 
     train(toy(model=mlp_with_state), SPEC, device=CPU, control=control)  # batch norm has no variance of one example
     assert [n for n in made[0].heard if isinstance(n, int)][:10] == [9, 9, 9, 9, 10] * 2
+
+
+class Stuck(Growing):
+    """Cannot measure what it needs."""
+
+    def complete(self, batch: Batch) -> None:
+        raise CannotAnswer("expected steps that can be measured, got none: leave the remedy out")
+
+
+def test_a_control_that_cannot_go_on_fails_the_trial_only() -> None:
+    result = train(toy(), SPEC, device=CPU, control=Stuck)
+    assert (result.outcome, result.steps) == ("failed", 0)
+    assert "expected steps that can be measured" in result.reason

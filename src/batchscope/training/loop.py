@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from batchscope.errors import BatchscopeError, CannotAnswer
+from batchscope.errors import BatchscopeError, CannotAnswer, UsageError
 from batchscope.records import Engine, Evaluation, Goal, StopRule, TrialResult, TrialSpec
 from batchscope.task import Batch, Task
 from batchscope.training.batches import FixedBatches, fixed_subset, make_source, mapped
@@ -95,8 +95,8 @@ def train(
         control: makes what decides on batch sizes and schedule during the trial; None: the arm's, and one step of the
             schedule for each of the optimiser's. Not with replicas, `watch` or a graphed engine.
 
-    Returns: the outcome and the trace. An exception in the user's code is the outcome `failed`, with its text; a lost
-    connection to other replicas is no outcome, and is raised.
+    Returns: the outcome and the trace. An exception in the user's code, or a control that cannot go on, is the outcome
+    `failed`, with its text; a lost connection to other replicas is no outcome, and is raised.
     """
     started = time.monotonic()
     position = Position()
@@ -110,10 +110,9 @@ def train(
         initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
         if keep is not None and found is not None:
             keep(found)
-    except BatchscopeError:
-        raise
     except Exception as error:
-        if replicas is not None and is_of_connection(error):
+        decided = control is not None and isinstance(error, CannotAnswer)  # it cannot go on: a failed trial as any
+        if (isinstance(error, BatchscopeError) and not decided) or (replicas is not None and is_of_connection(error)):
             raise
         ended_by, initial_norm, test = "failure", math.nan, None
         reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".split("\n")[0][:300]
@@ -158,7 +157,7 @@ class _Trial:
         if replicas is not None:
             refuse(task, min(arm.batch_size, task.train_size), replicas.size, engine, watch is not None)
         if control is not None and (replicas is not None or watch is not None or engine.graphed):
-            raise CannotAnswer(
+            raise UsageError(
                 f"remedy {arm.remedy!r}: expected one device and plain steps, as it decides during the trial, got "
                 "several devices, a watch, or replayed steps: use --devices 1, or another remedy"
             )
