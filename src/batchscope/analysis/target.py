@@ -75,8 +75,8 @@ def first_crossing(trace: Sequence[Evaluation], goal: Goal) -> Crossing | None:
 
 def raw_crossing(trace: Sequence[Evaluation], goal: Goal) -> float | None:
     """Examples at the first evaluation k >= 1 that meets the goal at all, interpolated alike; None if none does."""
-    index = _first_run(trace, goal, 1)
-    return None if index is None else _position(trace, goal, index)
+    found = first_crossing(trace, goal)
+    return None if found is None else found.examples
 
 
 def crossed(trace: Sequence[Evaluation], goal: Goal) -> bool:

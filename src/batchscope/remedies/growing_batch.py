@@ -114,7 +114,10 @@ class GrowingBatch(Remedy):
     title: ClassVar[str] = "growing batch"
     source: ClassVar[str] = "smith2018"
     also: ClassVar[tuple[str, ...]] = ("mccandlish2018", "merrill2025")
-    changes: ClassVar[str] = "The batch begins as the baseline's and grows to the large one; the learning rate follows."
+    changes: ClassVar[str] = (
+        "The batch begins as the baseline's and grows towards the large one; the learning rate grows with it, except on "
+        "plateau."
+    )
     cost: ClassVar[str] = "More steps than the large batch throughout; with the noise scale, a measured step in four."
     sets: ClassVar[tuple[str, ...]] = ("batch size", "learning rate")
 

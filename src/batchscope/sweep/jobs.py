@@ -240,13 +240,12 @@ class Workbench:
         """`arms`: by name, one or more of one remedy at several batch sizes."""
         conditions = self._set_up(details)
         arms = {name: from_plain(tuple[Arm, ...], some) for name, some in details["arms"].items()}
-        tasks = {name: (treated(self.task, some[0])[0], [a.batch_size for a in some]) for name, some in arms.items()}
-        steady = {  # a batch that grows has steps of many sizes: those are reckoned from the plain ones
-            (name, arm.batch_size): control
-            for name, some in arms.items()
-            for arm in some
-            if (control := treated(self.task, arm)[1]) is not None and not grows(arm)
-        }
+        made = {(name, arm.batch_size): treated(self.task, arm) for name, some in arms.items() for arm in some}
+        growing = {
+            name for name, some in arms.items() if grows(some[0])
+        }  # steps of many sizes: reckoned from plain ones
+        tasks = {name: (made[name, some[0].batch_size][0], [a.batch_size for a in some]) for name, some in arms.items()}
+        steady = {turn: control for turn, (_, control) in made.items() if control and turn[0] not in growing}
         return to_plain(time_compared(self.task, tasks, self.device, conditions, controls=steady, tell=on_line))
 
     def _memory(self, details: dict[str, Any], on_line: Callable[[dict[str, Any]], None]) -> Any:

@@ -102,11 +102,10 @@ def train(
     position = Position()
     try:
         evaluator = evaluator or Evaluator(task, device)
-        keeps = keep is not None
-        how = (engine, crossed, watch, replicas, start, keeps, control)
+        how = (engine, crossed, watch, replicas, start, keep is not None, control)
         trial = _Trial(task, spec, position, device, evaluator, *how)
         ended_by = trial.run(checkpoint, on_evaluation)
-        found = trial.found() if keeps and trial.leads else None
+        found = trial.found() if keep is not None and trial.leads else None
         initial_norm, test, reason = norm_of_difference(trial.initial, None), trial.test(), ""
         if keep is not None and found is not None:
             keep(found)
