@@ -115,7 +115,7 @@ class GrowingBatch(Remedy):
     source: ClassVar[str] = "smith2018"
     also: ClassVar[tuple[str, ...]] = ("mccandlish2018", "merrill2025")
     changes: ClassVar[str] = (
-        "The batch begins as the baseline's and grows towards the large one; the learning rate grows with it, except on "
+        "The batch begins as the baseline's and grows towards the large one; the learning rate grows with it, but on "
         "plateau."
     )
     cost: ClassVar[str] = "More steps than the large batch throughout; with the noise scale, a measured step in four."
