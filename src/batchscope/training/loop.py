@@ -90,8 +90,7 @@ def train(
             same trace. Not with `watch`.
         start: the `state_dict` that the model begins with; None: as the task makes it from the seed. Distances are
             from where it begins.
-        keep: called with the weights of a trial that did not fail, once it has ended; on rank 0 only. Not with weights
-            that are sharded. It changes no bit of the trial.
+        keep: called with the weights of a trial that did not fail, at its end, on rank 0; not with sharded weights.
         control: makes what decides on batch sizes and schedule during the trial; None: the arm's, and one step of the
             schedule for each of the optimiser's. Not with replicas, `watch` or a graphed engine.
 
