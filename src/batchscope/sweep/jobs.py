@@ -241,9 +241,7 @@ class Workbench:
         conditions = self._set_up(details)
         arms = {name: from_plain(tuple[Arm, ...], some) for name, some in details["arms"].items()}
         made = {(name, arm.batch_size): treated(self.task, arm) for name, some in arms.items() for arm in some}
-        growing = {
-            name for name, some in arms.items() if grows(some[0])
-        }  # steps of many sizes: reckoned from plain ones
+        growing = {name for name, some in arms.items() if grows(some[0])}  # many sizes: reckoned from plain steps
         tasks = {name: (made[name, some[0].batch_size][0], [a.batch_size for a in some]) for name, some in arms.items()}
         steady = {turn: control for turn, (_, control) in made.items() if control and turn[0] not in growing}
         return to_plain(time_compared(self.task, tasks, self.device, conditions, controls=steady, tell=on_line))

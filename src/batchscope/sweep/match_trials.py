@@ -1,6 +1,6 @@
 """Which trials does a match run, and in which order? Races, and what they have chosen again with fresh seeds.
 
-    baseline    the own batch size, its learning rate raced among as many as every remedy has; then every fresh seed
+    baseline    the own batch size, its learning rate tuned by whole runs; then every fresh seed
     untuned     the large batch at the baseline's learning rate: the gap that there is to close
     race        all remedies at the large batch, each at the same number of learning rates, one seed that never reports
     confirmed   the best of them, and the plain large batch, with the fresh seeds
@@ -47,7 +47,7 @@ class Ran:
     chosen: list[tuple[int, Racer]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     records: dict[str, TrialRecord] = field(default_factory=dict)  # by trial key: of those that confirm
-    spent: dict[tuple[str, float, str, int, int], int] = field(default_factory=dict)  # a run's examples, counted once
+    spent: dict[tuple[str, float, int, int], int] = field(default_factory=dict)  # a run's examples, counted once
 
     @property
     def examples(self) -> int:
@@ -120,9 +120,10 @@ class MatchTrials:
         """
         kept: list[Racer] = []
         kinds: dict[str, int] = {}
-        lost = {(run.remedy, run.learning_rate) for run in self.ran.runs if run.role == "race" and run.lost}
+        raced = [run for run in self.ran.runs if run.role == "race" and run.batch_size == size]
+        lost = {Racer(run.remedy, run.learning_rate) for run in raced if run.lost}
         for racer in ranking:
-            if (racer.remedy, racer.learning_rate) in lost and racer.remedy != NO_REMEDY:
+            if racer in lost and racer.remedy != NO_REMEDY:
                 continue  # it diverged or failed in its race, at its best rate
             remedy = by_name(racer.remedy)
             kind = remedy.title if makes_more_steps(remedy) else "throughout"
@@ -168,7 +169,7 @@ class MatchTrials:
             specs |= set(asked)
             for record in done:
                 racer, seed = asked[record.spec]
-                last[racer, seed] = self._note(record, role, None)
+                last[racer, seed] = self._note(record, role)
                 race.add(racer, last[racer, seed].losses, "diverged" if last[racer, seed].lost else "", seed)
         self.runner.drop_checkpoints(list(specs))
         self.ran.runs += last.values()
@@ -182,7 +183,7 @@ class MatchTrials:
         records = self.runner.run({role: specs}, keep=[])[role]
         for record in records:
             self.ran.records[record.spec.key()] = record
-            self.ran.runs.append(self._note(record, role, None))
+            self.ran.runs.append(self._note(record, role))
         return records
 
     def _spec(self, size: int, racer: Racer, seed: int, cap: int | None) -> TrialSpec:
@@ -200,10 +201,9 @@ class MatchTrials:
         capped = cap if cap is not None and cap < budget else None
         return TrialSpec(arm, seed, StopRule(budget, q.cadence_examples, cap_examples=capped))
 
-    def _note(self, record: TrialRecord, role: str, goal: Goal | None) -> MatchRun:
-        run = run_of(record, role, goal)
-        key = (run.remedy, run.learning_rate, role, run.batch_size, run.seed)
-        self.ran.spent[key] = run.examples
+    def _note(self, record: TrialRecord, role: str) -> MatchRun:
+        run = run_of(record, role, None)
+        self.ran.spent[run.remedy, run.learning_rate, run.batch_size, run.seed] = run.examples
         return run
 
     def _case(self, size: int) -> Case:
